@@ -1,0 +1,1 @@
+"""The embedded cluster: simulated nodes behind the real agent, driven by the real controller, at accelerated time."""

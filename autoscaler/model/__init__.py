@@ -1,0 +1,1 @@
+"""Nouns of the domain, pure and frozen: quantities, resources, annotations, profiles, workloads, decisions."""

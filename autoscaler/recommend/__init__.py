@@ -1,0 +1,1 @@
+"""Snapshot to wanted figures: pure, vectorised over the fleet."""

@@ -1,0 +1,1 @@
+"""The same recommend and guard code over recorded history."""

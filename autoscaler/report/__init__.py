@@ -1,0 +1,1 @@
+"""Decisions to status, events and metrics: one record, rendered the same everywhere."""

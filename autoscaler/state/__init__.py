@@ -1,0 +1,1 @@
+"""Checkpoints of what was learnt: save and load in one place."""
