@@ -1,0 +1,67 @@
+"""Why a figure is what it is: causes come from the estimators, verdicts from the guards.
+
+Stored in fleet arrays as small integers (position in the enum), shown by name. Names are public: conditions, events
+and metrics carry them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class Cause(StrEnum):
+    """What led an estimator to its figure."""
+
+    UNCHANGED = "Unchanged"
+    """The figure in force is inside the band."""
+    RAISED = "Raised"
+    """The estimate's lower line passed the figure in force."""
+    EXCEEDED = "Exceeded"
+    """Use passed the request, often enough in half an hour."""
+    SURPLUS = "Surplus"
+    """The estimate stayed below the figure in force for long enough."""
+    SATURATED = "Saturated"
+    """Use is clipped at the limit: demand is unknown, the limit probes upward."""
+    OOM_SEEN = "OutOfMemory"
+    """A worker ran out of memory."""
+    IDLE = "Idle"
+    """The workload idles and its service level lets its memory cool down."""
+    LOAD = "Load"
+    """Utilization of the limit is off its target."""
+    NO_DATA = "NoData"
+    """Nothing is known yet."""
+
+
+class Verdict(StrEnum):
+    """What the guards did with the wanted figure; PASSED means it may be applied as wanted."""
+
+    PASSED = "Passed"
+    LOW_CONFIDENCE = "LowConfidence"
+    INITIAL_DELAY = "InitialDelay"
+    STALE = "Stale"
+    RECOMMEND_ONLY = "RecommendOnly"
+    PAUSED = "Paused"
+    REPLICAS_MANAGED_ELSEWHERE = "ReplicasManagedElsewhere"
+    WITHIN_TOLERANCE = "WithinTolerance"
+    STABILIZING = "Stabilizing"
+    COOLING_DOWN = "CoolingDown"
+    STEP_LIMITED = "StepLimited"
+    LIVE_USE = "LiveUse"
+    BOUND_LIMITED = "BoundLimited"
+    CAPACITY_LIMITED = "CapacityLimited"
+    QUOTA_LIMITED = "QuotaLimited"
+    RATE_LIMITED = "RateLimited"
+    ROLLOUT_IN_PROGRESS = "RolloutInProgress"
+    PODS_PENDING = "PodsPending"
+    UNSUPPORTED_ISOLATION = "UnsupportedIsolation"
+    DEDICATED_GPU = "DedicatedGPU"
+    AGENT_UNREACHABLE = "AgentUnreachable"
+    ROLLED_BACK = "RolledBack"
+    CONFIG_INVALID = "ConfigInvalid"
+
+
+CAUSES: Final = tuple(Cause)
+VERDICTS: Final = tuple(Verdict)
+CAUSE_CODE: Final = {cause: code for code, cause in enumerate(CAUSES)}
+VERDICT_CODE: Final = {verdict: code for code, verdict in enumerate(VERDICTS)}

@@ -1,0 +1,36 @@
+"""The world at one moment: what a pass decides on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autoscaler.contract.quota import DeviceInfo, QuotaStatus
+from autoscaler.model.usage import Usage
+from autoscaler.model.workload import Discovered
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """One node as its agent tells it; `error` says why it could not be asked (the rest is then the last known)."""
+
+    node: str
+    devices: tuple[DeviceInfo, ...] = ()
+    quotas: QuotaStatus | None = None
+    error: str = ""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the agent answered in this pass."""
+        return not self.error
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Read once per pass. `usage` is None when history could not be read; `history_error` then says why."""
+
+    now: float
+    discovered: Discovered
+    nodes: Mapping[str, NodeState]
+    usage: Usage | None
+    history_error: str = ""

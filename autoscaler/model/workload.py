@@ -1,0 +1,106 @@
+"""Workloads and their workers as the cluster has them, resolved; and the raw view they are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from autoscaler.errors import Problem
+from autoscaler.model.config import Configuration
+from autoscaler.model.resources import Amounts
+from autoscaler.model.usage import WorkloadKey
+
+Manifest = Mapping[str, Any]
+EMPTY: Manifest = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """Everything read from the cluster in one pass, as manifests; a broken one is in `problems`, the others work."""
+
+    profiles: tuple[Manifest, ...] = ()
+    workloads: tuple[Manifest, ...] = ()
+    pods: tuple[Manifest, ...] = ()
+    owners: tuple[Manifest, ...] = ()
+    """Deployments, StatefulSets, ReplicaSets, Jobs, CronJobs."""
+    nodes: tuple[Manifest, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """One API object."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+    resource_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One vGPU worker (a pod). `current` are its annotations now, `devices` the GPUs it runs on, if known."""
+
+    ref: ObjectRef
+    node: str
+    current: Amounts
+    ready: bool
+    pending: bool = False
+    container: str = ""
+    devices: tuple[str, ...] = ()
+    annotations: Manifest = EMPTY
+    """Only the tensor-fusion.ai/ keys."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A TensorFusionWorkload with its resolved configuration.
+
+    `original` is the user's own figure (owner's pod template, else the profile), `current` what its workers hold now
+    (the template's when there is no worker). `problems` is not empty when the newest configuration is wrong: `config`
+    is then the last good one. `exists` is False for one that must be created. `status` is the object's status as read.
+    """
+
+    key: WorkloadKey
+    ref: ObjectRef
+    config: Configuration
+    original: Amounts
+    current: Amounts
+    workers: tuple[Worker, ...]
+    replicas: int
+    created_at: float
+    generation: int = 0
+    owners: tuple[ObjectRef, ...] = ()
+    exists: bool = True
+    rollout_in_progress: bool = False
+    managed_elsewhere: str = ""
+    """Name of an HPA or ScaledObject on the same target; empty when there is none."""
+    status: Manifest = EMPTY
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """What discovery made of a ClusterView: usable workloads, and those whose configuration was never good."""
+
+    workloads: tuple[Workload, ...]
+    broken: tuple[BrokenWorkload, ...] = ()
+    profiles: tuple[Manifest, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenWorkload:
+    """A workload whose configuration can't be used and has no last good one: reported, never scaled."""
+
+    key: WorkloadKey
+    ref: ObjectRef
+    problems: tuple[Problem, ...]
+    exists: bool = True
+    generation: int = 0
+    status: Manifest = EMPTY

@@ -1,0 +1,90 @@
+"""All that the core needs of the world: Clock, History, Cluster, Enforcement.
+
+Each has a real implementation in a gateway and an in-memory or on-disk one beside it, so that everything runs without
+a cluster, a Prometheus or a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from autoscaler.contract.quota import QuotaDocument, QuotaStatus
+from autoscaler.model.snapshot import NodeState
+from autoscaler.model.steps import ClusterWrite
+from autoscaler.model.usage import Usage, Window
+from autoscaler.model.workload import ClusterView
+
+
+class Clock(Protocol):
+    """Time as the shell sees it."""
+
+    def now(self) -> float:
+        """Return seconds since the epoch."""
+        ...
+
+
+class History(Protocol):
+    """Measured use, from Prometheus or memory."""
+
+    async def read(self, window: Window) -> Usage:
+        """Return the fleet's use in a window; stateless, so any window can be read at any time.
+
+        Raises:
+            HistoryError: the history can't be read now.
+
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
+
+class Cluster(Protocol):
+    """Kubernetes objects, from an API server or a folder of manifests."""
+
+    async def read(self) -> ClusterView:
+        """Return all objects that matter to us.
+
+        Raises:
+            ClusterError: the cluster can't be read now (never an empty view instead).
+
+        """
+        ...
+
+    async def write(self, write: ClusterWrite) -> None:
+        """Carry out one write; a write that changes nothing costs nothing.
+
+        Raises:
+            ConflictError: the object was changed or replaced meanwhile.
+            ClusterError: it could not be written.
+
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
+
+class Enforcement(Protocol):
+    """The node agents."""
+
+    async def read(self, nodes: tuple[str, ...]) -> Mapping[str, NodeState]:
+        """Ask the agents of these nodes, all at once; one that is away has its error in its NodeState."""
+        ...
+
+    async def push(self, document: QuotaDocument) -> QuotaStatus:
+        """Put a document into force on its node and return what the node acknowledged.
+
+        Raises:
+            RefusedError: the agent changed nothing and says why.
+            NodeError: the agent is away.
+
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
