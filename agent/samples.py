@@ -25,7 +25,8 @@ class ProcessUse:
 class DeviceSample:
     """One device at one moment; health apart from data, so that a lost GPU stops only its own series.
 
-    `sampled_at` is the time of the newest measurement behind the figures.
+    `sampled_at` is the time of the newest measurement behind the figures. `processes_known` is False when the device
+    cannot list its processes: then no absence from `processes` means idle.
     """
 
     index: int
@@ -39,6 +40,7 @@ class DeviceSample:
     processes: tuple[ProcessUse, ...] = ()
     healthy: bool = True
     reason: str = ""
+    processes_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,15 @@ class Unattributed:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """A tick's use by worker and device; uses and unattributed sum up to each device's own figure."""
+    """A tick's use by worker and device; uses and unattributed sum up to each device's own figure.
+
+    `seen` holds (pod_uid, container, uuid) of every known worker that was on a device before, idle ones too.
+    """
 
     at: float
     uses: tuple[WorkerUse, ...]
     unattributed: tuple[Unattributed, ...]
+    seen: frozenset[tuple[str, str, str]] = frozenset()
 
 
 class DeviceSource(Protocol):

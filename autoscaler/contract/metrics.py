@@ -109,6 +109,12 @@ DEVICE_INFO = _device("info", _G, "Facts about the device; always 1.", "gpu_mode
 AGENT_SAMPLE_SECONDS = _agent("sample_seconds", _H, "Time to take one sample of all devices.")
 AGENT_NVML_CALL_SECONDS = _agent("nvml_call_seconds", _H, "Time of NVML calls, by call.", "call")
 AGENT_NVML_ERRORS = _agent("nvml_errors_total", _C, "Failed NVML calls, by call and error code.", "call", "code")
+AGENT_SAMPLES_DROPPED = _agent(
+    "samples_dropped_total",
+    _C,
+    "Utilization samples that were not believed (stale, from the future, over 100 %).",
+    "reason",
+)
 AGENT_APPLY_SECONDS = _agent("apply_seconds", _H, "Time to put one quota document into force.")
 AGENT_APPLY = _agent(
     "apply_total", _C, "Quotas put into force, by backend, result and effect.", "backend", "result", "effect"
@@ -150,6 +156,7 @@ AGENT_METRICS: Final = (
     AGENT_SAMPLE_SECONDS,
     AGENT_NVML_CALL_SECONDS,
     AGENT_NVML_ERRORS,
+    AGENT_SAMPLES_DROPPED,
     AGENT_APPLY_SECONDS,
     AGENT_APPLY,
     AGENT_TICK_OVERRUN,
