@@ -64,6 +64,8 @@ class Worker:
     qos: QoS = QoS.MEDIUM
     born: DeviceQuota | None = None
     """Amounts from the pod's annotations, valid for any device of the worker; its `uuid` is empty."""
+    devices: tuple[str, ...] = ()
+    """UUIDs of the devices it is bound to, where that is known before it uses them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,79 @@
+"""The Protocol of an enforcement backend, and what it says of itself and of each attempt.
+
+A backend never reports more than it knows: `Applied.effect` tells when the limits reach the running worker, and
+`Observed` holds only what was read back. Neighbours: one module a backend beside this one, `transition` drives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.report import WorkerKey
+from agent.samples import Worker
+from autoscaler.contract.keys import EFFECTIVE_NOW, Effect
+from autoscaler.contract.quota import DeviceQuota, Observed
+
+LiveUse = Callable[[Worker, str], Observed]
+"""(worker, device UUID) to what it uses there now; the limits in it are None."""
+
+
+class BackendError(Exception):
+    """The backend itself cannot be used here: who runs the node must act."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """When a new limit becomes effective here, by resource; `reason` says why something is unsupported."""
+
+    compute: Effect
+    vram: Effect
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of one quota on one device; a reason means that it is not in force as asked, with the numbers."""
+
+    effect: Effect
+    observed: Observed
+    reason: str = ""
+
+    @property
+    def in_force(self) -> bool:
+        """Whether the running worker is held to what was asked."""
+        return not self.reason and self.effect in EFFECTIVE_NOW
+
+
+class Backend(Protocol):
+    """One way to hold running workers to their limits."""
+
+    @property
+    def name(self) -> str:
+        """Return the name it is chosen by."""
+        ...
+
+    def probe(self) -> Capabilities:
+        """Return what can be enforced here; pick up what an earlier run of the agent left in force.
+
+        Raises:
+            BackendError: it cannot work here at all.
+        """
+        ...
+
+    def observe(self, worker: Worker, uuid: str) -> Observed:
+        """Return the limits in force and the live use; None for what cannot be told."""
+        ...
+
+    def apply(self, worker: Worker, quota: DeviceQuota) -> Applied:
+        """Put the quota's limits into force on its device, or say why not; an OSError is the caller's to report."""
+        ...
+
+    def in_force(self) -> Mapping[WorkerKey, int]:
+        """Return every VRAM limit in bytes that is in force, those that an earlier run of the agent left included."""
+        ...
+
+    def release(self, key: WorkerKey) -> None:
+        """Forget the limits of a worker that left the device; an OSError is the caller's to report."""
+        ...

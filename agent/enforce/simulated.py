@@ -1,0 +1,107 @@
+"""The backend for simulated workers: limits in memory, and, given a directory, in one file per worker and device.
+
+A simulated worker obeys what it finds here, at once: the in-process simulation asks `limits_of`, a worker that is a
+process of its own reads `<pod uid>_<container>_<device uuid>.json` with `tflops_limit` and `vram_limit_bytes`. The
+files outlive the agent, so that a restarted one takes up the limits in force as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote as url_quote
+from urllib.parse import unquote
+
+import msgspec
+
+from agent.enforce.backend import Applied, BackendError, Capabilities, LiveUse
+from agent.govern import id_of
+from agent.report import WorkerKey
+from agent.samples import Worker
+from autoscaler.contract.keys import Effect
+from autoscaler.contract.quota import DeviceQuota, Observed
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Content of a worker's file: FP16 TFLOPs and bytes."""
+
+    tflops_limit: float
+    vram_limit_bytes: int
+
+
+class SimulatedBackend:
+    """Holds simulated workers to their limits.
+
+    A VRAM limit below what is in use is refused, as a real worker could not give the memory back, unless
+    `shrink_below_use` is set: then the worker dies of it, as it would under a hard limit.
+    """
+
+    name = "simulated"
+
+    def __init__(self, live_use: LiveUse, directory: Path | None = None, *, shrink_below_use: bool = False) -> None:
+        self._live_use = live_use
+        self._directory = directory
+        self._shrink_below_use = shrink_below_use
+        self._limits: dict[WorkerKey, Limits] = {}
+
+    def probe(self) -> Capabilities:
+        """Return immediate effect for both resources, and adopt the files of an earlier run."""
+        if self._directory is not None:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._limits = dict(map(_read, sorted(self._directory.glob("*_*_*.json"))))
+            except (OSError, msgspec.DecodeError) as error:
+                raise BackendError(f"simulated workers' directory {self._directory}: {error}") from error
+        return Capabilities(Effect.IMMEDIATE, Effect.IMMEDIATE)
+
+    def limits_of(self, worker: Worker, uuid: str) -> Limits | None:
+        """Return what the worker must obey on the device; None when no limit was set."""
+        return self._limits.get((*id_of(worker), uuid))
+
+    def observe(self, worker: Worker, uuid: str) -> Observed:
+        """Return the limits in force beside the live use."""
+        use, limits = self._live_use(worker, uuid), self.limits_of(worker, uuid)
+        if limits is None:
+            return use
+        return Observed(limits.tflops_limit, limits.vram_limit_bytes, use.tflops_used, use.vram_used_bytes)
+
+    def apply(self, worker: Worker, quota: DeviceQuota) -> Applied:
+        """Set both limits; VRAM below live use keeps the VRAM limit that is in force and says so."""
+        vram_bytes, reason = quota.vram_limit_bytes, ""
+        used = self._live_use(worker, quota.uuid).vram_used_bytes
+        before = self.limits_of(worker, quota.uuid)
+        if used is not None and vram_bytes < used and not self._shrink_below_use:
+            reason = f"VRAMInUse: a limit of {vram_bytes} bytes is below the {used} in use"
+            if before is None:
+                return Applied(Effect.IMMEDIATE, self.observe(worker, quota.uuid), reason)
+            vram_bytes = before.vram_limit_bytes
+        self._set((*id_of(worker), quota.uuid), Limits(quota.tflops_limit, vram_bytes))
+        return Applied(Effect.IMMEDIATE, self.observe(worker, quota.uuid), reason)
+
+    def in_force(self) -> Mapping[WorkerKey, int]:
+        """Return the VRAM limits of all workers."""
+        return {key: limits.vram_limit_bytes for key, limits in self._limits.items()}
+
+    def release(self, key: WorkerKey) -> None:
+        """Remove the limits and their file."""
+        if self._directory is not None:
+            _path(self._directory, key).unlink(missing_ok=True)
+        self._limits.pop(key, None)
+
+    def _set(self, key: WorkerKey, limits: Limits) -> None:
+        if self._directory is not None and limits != self._limits.get(key):
+            path = _path(self._directory, key)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(msgspec.json.encode(limits))
+            temporary.replace(path)
+        self._limits[key] = limits
+
+
+def _path(directory: Path, key: WorkerKey) -> Path:
+    # '_' separates the parts, so it must not occur inside one.
+    return directory / ("_".join(url_quote(part, safe="").replace("_", "%5F") for part in key) + ".json")
+
+
+def _read(path: Path) -> tuple[WorkerKey, Limits]:
+    pod_uid, container, uuid = map(unquote, path.name.removesuffix(".json").split("_"))
+    return (pod_uid, container, uuid), msgspec.json.decode(path.read_bytes(), type=Limits)

@@ -1,0 +1,113 @@
+"""From the limits in force to the shares that were governed, without ever promising the same memory twice.
+
+Shrinks go first and are confirmed by what the backend reads back; then grows, critical first, as far as what is free by
+then. So at no instant, and wherever it stops, do the VRAM limits in force pass the device. Neighbours: `govern` says
+what is wanted, a `backend` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+
+from agent.enforce.backend import Applied, Backend
+from agent.govern import FIRST_IN_LINE, Share, WorkerId, id_of
+from agent.report import WorkerKey
+from autoscaler.contract.keys import EFFECTIVE_NOW
+from autoscaler.contract.quota import DeviceQuota, Observed
+
+_RANK: Final = {qos: rank for rank, qos in enumerate(FIRST_IN_LINE)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    asked: DeviceQuota
+    applied: Applied
+
+
+class Enforcer:
+    """Puts shares into force through one backend; `attempts` collects what was tried, until it is taken."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.capabilities = backend.probe()
+        self._held: dict[WorkerKey, _Held] = {}
+        self._attempts: list[Applied] = []
+
+    def take_attempts(self) -> tuple[Applied, ...]:
+        """Return what was put into force, or was refused, since the last call."""
+        taken, self._attempts = tuple(self._attempts), []
+        return taken
+
+    def enforce(
+        self, shares: Sequence[Share], vram_total_bytes: Mapping[str, int], present: Collection[WorkerId]
+    ) -> dict[WorkerKey, Applied]:
+        """Return what became of every share.
+
+        A device without a total gives no data: it is left as it is, with that reason. What is in force as asked is not
+        applied again. A backend's failure is the reason of its own place only. Limits of a worker that is no longer
+        present, or that lost its share, are released.
+        """
+        keyed = {(*id_of(share.worker), share.effective.uuid): share for share in shares}
+        self._release_others(keyed, present)
+        results = {key: self._standing(key, share, vram_total_bytes) for key, share in keyed.items()}
+        moving = [key for key, applied in results.items() if applied is None]
+        if moving:
+            in_force = self.backend.in_force()
+            for key in sorted(moving, key=lambda one: _turn(keyed[one], in_force.get(one, 0), one)):
+                results[key] = self._apply(key, keyed[key], vram_total_bytes[key[2]])
+        return {key: applied for key, applied in results.items() if applied is not None}
+
+    def _standing(self, key: WorkerKey, share: Share, vram_total_bytes: Mapping[str, int]) -> Applied | None:
+        """Return what holds already, None when the share has to be applied."""
+        observed = self.backend.observe(share.worker, key[2])
+        if key[2] not in vram_total_bytes:
+            return Applied(self.capabilities.vram, observed, f"DeviceUnavailable: {key[2]} gives no data")
+        held, wanted = self._held.get(key), share.effective
+        if held is None or held.asked != wanted:
+            return None
+        if held.applied.effect in EFFECTIVE_NOW and not (held.applied.in_force and _meets(observed, wanted)):
+            return None
+        return held.applied if observed == held.applied.observed else replace(held.applied, observed=observed)
+
+    def _apply(self, key: WorkerKey, share: Share, total_bytes: int) -> Applied:
+        in_force = self.backend.in_force()
+        others = sum(vram for other, vram in in_force.items() if other[2] == key[2] and other != key)
+        wanted, held_back = share.effective, ""
+        # What is in force already promises nothing new, so it is never cut for lack of room.
+        given = min(wanted.vram_limit_bytes, max(total_bytes - others, in_force.get(key, 0), 0))
+        if given < wanted.vram_limit_bytes:
+            held_back = f"VRAMHeld: {given} of {wanted.vram_limit_bytes} bytes; other workers still hold {others}"
+            wanted = msgspec.structs.replace(wanted, vram_limit_bytes=given)
+        try:
+            applied = self.backend.apply(share.worker, wanted)
+        except OSError as error:
+            observed = self.backend.observe(share.worker, key[2])
+            applied = Applied(self.capabilities.vram, observed, f"BackendFailed: {self.backend.name}: {error}")
+        if held_back and not applied.reason:
+            applied = replace(applied, reason=held_back)
+        self._held[key] = _Held(share.effective, applied)
+        self._attempts.append(applied)
+        return applied
+
+    def _release_others(self, keyed: Mapping[WorkerKey, Share], present: Collection[WorkerId]) -> None:
+        left_behind = {key for key in self.backend.in_force() if key[:2] not in present}
+        for key in sorted((left_behind | self._held.keys()) - keyed.keys()):
+            try:
+                self.backend.release(key)
+            except OSError as error:
+                observed = Observed(vram_limit_bytes=self.backend.in_force().get(key))
+                self._attempts.append(Applied(self.capabilities.vram, observed, f"ReleaseFailed: {key}: {error}"))
+                continue
+            self._held.pop(key, None)
+
+
+def _turn(share: Share, in_force_bytes: int, key: WorkerKey) -> tuple[bool, int, WorkerKey]:
+    return share.effective.vram_limit_bytes > in_force_bytes, _RANK[share.worker.qos], key
+
+
+def _meets(observed: Observed, wanted: DeviceQuota) -> bool:
+    return (observed.tflops_limit, observed.vram_limit_bytes) == (wanted.tflops_limit, wanted.vram_limit_bytes)

@@ -1,0 +1,192 @@
+"""Govern: what every worker wants and holds becomes the limits that are put into force; pure.
+
+Requests are guaranteed. Between its request and its limit a worker gets what the device has left, critical first.
+The sum of effective VRAM limits never passes a device; compute ceilings may overcommit, because time can be shared
+again in the next moment and memory cannot. Neighbours: `attribute` says what is in use, `enforce` applies the shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import msgspec
+
+from agent.report import WorkerKey
+from agent.samples import Attribution, NodeSample, Worker
+from autoscaler.contract.keys import QoS
+from autoscaler.contract.quota import DeviceQuota, QuotaDocument
+
+WorkerId: TypeAlias = tuple[str, str]
+"""(pod UID, container) of a worker; with a device's UUID it is a `WorkerKey`."""
+
+FIRST_IN_LINE: Final = tuple(reversed(QoS))
+_GIB: Final = 1 << 30
+
+
+def id_of(worker: Worker) -> WorkerId:
+    """Return the identity of a worker on its node."""
+    return worker.pod_uid, worker.container
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one worker is meant to have on one device, and the device memory it holds (None: not known)."""
+
+    worker: Worker
+    quota: DeviceQuota
+    vram_used_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Memory of one device; `vram_unattributed_bytes` belongs to no claim and is never lent."""
+
+    vram_total_bytes: int
+    vram_unattributed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The limits to put into force; `quota` is what was asked, `effective` what can be given, `reason` why less."""
+
+    worker: Worker
+    quota: DeviceQuota
+    effective: DeviceQuota
+    reason: str = ""
+
+
+def claims(document: QuotaDocument | None, workers: Iterable[Worker], attribution: Attribution) -> tuple[Claim, ...]:
+    """Return one claim per worker and device: from the document where it names the worker, else from its birth.
+
+    A document's entry without container means the pod's only worker. A worker that only a document knows is claimed
+    for too, so that its limits stand before its first process starts.
+    """
+    used = {(*id_of(use.worker), use.uuid): use.vram_bytes for use in attribution.uses}
+    known = {id_of(worker): worker for worker in workers}
+    known.update((id_of(use.worker), use.worker) for use in attribution.uses if id_of(use.worker) not in known)
+    on = {name: set(worker.devices) for name, worker in known.items()}
+    for pod_uid, container, uuid in attribution.seen | used.keys():
+        on.setdefault((pod_uid, container), set()).add(uuid)
+    found: dict[WorkerKey, Claim] = {}
+    named: set[WorkerId] = set()
+    for worker, quotas in _documented(document, known):
+        name = id_of(worker)
+        named.add(name)
+        found.update(((*name, quota.uuid), Claim(worker, quota, used.get((*name, quota.uuid)))) for quota in quotas)
+    for name, worker in known.items():
+        if worker.born is None or name in named:
+            continue
+        for uuid in on[name]:
+            key = (*name, uuid)
+            found[key] = Claim(worker, msgspec.structs.replace(worker.born, uuid=uuid), used.get(key))
+    return tuple(found[key] for key in sorted(found))
+
+
+def _documented(
+    document: QuotaDocument | None, known: Mapping[WorkerId, Worker]
+) -> Iterable[tuple[Worker, tuple[DeviceQuota, ...]]]:
+    if document is None:
+        return
+    only: dict[str, list[Worker]] = {}
+    for worker in known.values():
+        only.setdefault(worker.pod_uid, []).append(worker)
+    for entry in document.quotas:
+        alone = only.get(entry.pod_uid, ())
+        name = alone[0].container if not entry.container and len(alone) == 1 else entry.container
+        yield Worker(entry.pod_uid, entry.namespace, entry.pod, name, entry.workload, entry.qos), entry.devices
+
+
+def govern(wanted: Sequence[Claim], room_of: Mapping[str, Room]) -> tuple[Share, ...]:
+    """Return the shares of all claims, in the claims' order; a device without a room gets its claims unchanged.
+
+    Per device, each step only with what the one before left: what is in use, then requests, then limits; the last
+    two by QoS, critical first, and inside a level so that the largest surplus gives first. No result depends on the
+    order of the claims.
+    """
+    vram: dict[int, int] = {}
+    for uuid in {claim.quota.uuid for claim in wanted}:
+        places = [place for place, claim in enumerate(wanted) if claim.quota.uuid == uuid]
+        if uuid in room_of:
+            vram.update(zip(places, _divide([wanted[place] for place in places], room_of[uuid]), strict=True))
+    return tuple(_share(claim, vram.get(place, claim.quota.vram_limit_bytes)) for place, claim in enumerate(wanted))
+
+
+def rooms(sample: NodeSample, wanted: Sequence[Claim]) -> dict[str, Room]:
+    """Return the room of every healthy device: its memory, and what is held there by none of the claims."""
+    held: dict[str, int] = {}
+    for claim in wanted:
+        held[claim.quota.uuid] = held.get(claim.quota.uuid, 0) + (claim.vram_used_bytes or 0)
+    return {
+        device.uuid: Room(device.vram_total_bytes, max(0, (device.vram_used_bytes or 0) - held.get(device.uuid, 0)))
+        for device in sample.devices
+        if device.healthy
+    }
+
+
+def _divide(wanted: Sequence[Claim], room: Room) -> list[int]:
+    limits = [claim.quota.vram_limit_bytes for claim in wanted]
+    used = [claim.vram_used_bytes or 0 for claim in wanted]
+    lendable = room.vram_total_bytes - room.vram_unattributed_bytes
+    if sum(map(max, limits, used)) <= lendable:
+        return list(map(max, limits, used))
+    nothing = [0] * len(wanted)
+    requests = [min(claim.quota.vram_request_bytes, limit) for claim, limit in zip(wanted, limits, strict=True)]
+    shares = _raise(nothing, nothing, used, room.vram_total_bytes)
+    for level in _levels(wanted):
+        shares = _raise(shares, nothing, _only(level, requests), room.vram_total_bytes)
+    for level in _levels(wanted):
+        shares = _raise(shares, requests, _only(level, limits), lendable)
+    return shares
+
+
+def _levels(wanted: Sequence[Claim]) -> list[list[bool]]:
+    present = {claim.worker.qos for claim in wanted}
+    return [[claim.worker.qos is qos for claim in wanted] for qos in FIRST_IN_LINE if qos in present]
+
+
+def _only(level: Sequence[bool], targets: Sequence[int]) -> list[int]:
+    return [target if inside else 0 for inside, target in zip(level, targets, strict=True)]
+
+
+def _raise(shares: Sequence[int], bases: Sequence[int], targets: Sequence[int], total: int) -> list[int]:
+    """Raise every share to its target, or all to the highest common rise over their bases whose sum fits in total."""
+
+    def lifted(rise: int) -> list[int]:
+        return [
+            max(share, min(target, base + rise)) for share, base, target in zip(shares, bases, targets, strict=True)
+        ]
+
+    low, high = 0, max((target - base for target, base in zip(targets, bases, strict=True)), default=0)
+    if high <= 0:
+        return list(shares)
+    best = lifted(high)
+    if sum(best) <= total:
+        return best
+    best = list(shares)
+    while low < high:
+        middle = (low + high + 1) // 2
+        tried = lifted(middle)
+        if sum(tried) <= total:
+            low, best = middle, tried
+        else:
+            high = middle - 1
+    return best
+
+
+def _share(claim: Claim, vram_bytes: int) -> Share:
+    quota, used = claim.quota, claim.vram_used_bytes or 0
+    effective = quota
+    if vram_bytes != quota.vram_limit_bytes:
+        effective = msgspec.structs.replace(quota, vram_limit_bytes=vram_bytes)
+    reason = ""
+    if vram_bytes < min(quota.vram_request_bytes, quota.vram_limit_bytes):
+        reason = f"RequestShort: {_gib(vram_bytes)} of the requested {_gib(quota.vram_request_bytes)} are free"
+    elif vram_bytes > quota.vram_limit_bytes:
+        reason = f"VRAMInUse: {_gib(used)} in use pass the limit of {_gib(quota.vram_limit_bytes)}; held until freed"
+    return Share(claim.worker, quota, effective, reason)
+
+
+def _gib(amount_bytes: int) -> str:
+    return f"{amount_bytes / _GIB:.2f} GiB"

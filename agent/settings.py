@@ -1,0 +1,92 @@
+"""Every knob of the agent, with its unit and why one would turn it. Flags win over TF_AGENT_* variables."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOOPBACK_NAMES: Final = ("localhost", "ip6-localhost")
+
+
+class AgentSettings(BaseSettings):
+    """How `tf-agent run` behaves."""
+
+    model_config = SettingsConfigDict(env_prefix="TF_AGENT_", extra="forbid", frozen=True)
+
+    node: Annotated[str, Field(min_length=1)]
+    """Name of the node, as Kubernetes has it; documents for another one are refused."""
+    listen: str = "127.0.0.1:9400"
+    """HOST:PORT of the API and the metrics; port 0 takes a free one. Other than loopback only with mutual TLS."""
+    port_file: Path | None = None
+    """Where to write the port that was bound, for who started the agent with port 0."""
+    state_dir: Path = Path("/var/lib/tf-agent")
+    """Keeps the desired quotas over a restart; belongs to this agent alone."""
+    pods_file: Path | None = None
+    """The pods of this node (JSON or YAML, read again when it changes); without it only documents name workers."""
+    proc_root: Path = Path("/proc")
+    """Where the host's processes are seen; another path when the host's /proc is mounted elsewhere."""
+    gpu_table: Path | None = None
+    """A table of FP16 TFLOPs by model in place of the built-in one, for models that it does not know."""
+    backend: Literal["observe", "simulated"] = "observe"
+    """What enforces quotas: nothing, or the simulated workers themselves."""
+    simulated_dir: Path | None = None
+    """Where simulated workers that are processes of their own find their limits."""
+    simulate: Path | None = None
+    """A scenario of devices and workers to play instead of reading NVML; implies the simulated backend."""
+    lockstep: bool = False
+    """With `simulate`: time stands still until POST /simulate/advance moves it."""
+    tick_seconds: Annotated[PositiveFloat, Field(le=60)] = 1.0
+    """Time between samples: shorter sees shorter bursts and costs more; the driver itself samples about each second."""
+    process_list_ticks: PositiveInt = 3
+    """Ticks between two full lists of GPU processes, which hold a lock of the driver for milliseconds."""
+    tls_cert: Path | None = None
+    """Certificate of the server (PEM); with `tls_key` the API is served by TLS."""
+    tls_key: Path | None = None
+    """Private key of the certificate (PEM)."""
+    client_ca: Path | None = None
+    """Authority (PEM) whose certificates clients must show: the authentication of the API."""
+
+    @property
+    def host(self) -> str:
+        """Return the address to bind."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Return the port to bind, 0 for any."""
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def authenticated(self) -> bool:
+        """Return whether clients must prove who they are."""
+        return None not in (self.tls_cert, self.tls_key, self.client_ca)
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if not self.host or not self.listen.rpartition(":")[2].isdigit() or self.port > 65535:
+            raise ValueError(f"listen is {self.listen!r}, must be HOST:PORT")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: give both or none")
+        if self.client_ca is not None and self.tls_cert is None:
+            raise ValueError("client_ca asks clients for certificates, which needs tls_cert and tls_key")
+        if not self.authenticated and not _is_loopback(self.host):
+            raise ValueError(
+                f"listen is {self.listen!r}: without authentication only a loopback address may be bound;"
+                " set tls_cert, tls_key and client_ca"
+            )
+        if self.lockstep and self.simulate is None:
+            raise ValueError("lockstep needs a scenario to simulate")
+        if self.lockstep and not _is_loopback(self.host):
+            raise ValueError("lockstep is served on loopback only")
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host in LOOPBACK_NAMES
