@@ -1,7 +1,7 @@
 """The backend for simulated workers: limits in memory, and, given a directory, in one file per worker and device.
 
 A simulated worker obeys what it finds here, at once: the in-process simulation asks `limits_of`, a worker that is a
-process of its own reads `<pod uid>_<container>_<device uuid>.json` with `tflops_limit` and `vram_limit_bytes`. The
+process of its own reads `<pod uid>_<container>_<device uuid>.json`, a device's quota as documents have it. The
 files outlive the agent, so that a restarted one takes up the limits in force as they are.
 """
 
@@ -22,13 +22,6 @@ from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """Content of a worker's file: FP16 TFLOPs and bytes."""
-
-    tflops_limit: float
-    vram_limit_bytes: int
-
-
 class SimulatedBackend:
     """Holds simulated workers to their limits.
 
@@ -42,7 +35,7 @@ class SimulatedBackend:
         self._live_use = live_use
         self._directory = directory
         self._shrink_below_use = shrink_below_use
-        self._limits: dict[WorkerKey, Limits] = {}
+        self._limits: dict[WorkerKey, DeviceQuota] = {}
 
     def probe(self) -> Capabilities:
         """Return immediate effect for both resources, and adopt the files of an earlier run."""
@@ -54,7 +47,7 @@ class SimulatedBackend:
                 raise BackendError(f"simulated workers' directory {self._directory}: {error}") from error
         return Capabilities(Effect.IMMEDIATE, Effect.IMMEDIATE)
 
-    def limits_of(self, worker: Worker, uuid: str) -> Limits | None:
+    def limits_of(self, worker: Worker, uuid: str) -> DeviceQuota | None:
         """Return what the worker must obey on the device; None when no limit was set."""
         return self._limits.get((*id_of(worker), uuid))
 
@@ -75,7 +68,7 @@ class SimulatedBackend:
             if before is None:
                 return Applied(Effect.IMMEDIATE, self.observe(worker, quota.uuid), reason)
             vram_bytes = before.vram_limit_bytes
-        self._set((*id_of(worker), quota.uuid), Limits(quota.tflops_limit, vram_bytes))
+        self._set((*id_of(worker), quota.uuid), msgspec.structs.replace(quota, vram_limit_bytes=vram_bytes))
         return Applied(Effect.IMMEDIATE, self.observe(worker, quota.uuid), reason)
 
     def in_force(self) -> Mapping[WorkerKey, int]:
@@ -88,7 +81,7 @@ class SimulatedBackend:
             _path(self._directory, key).unlink(missing_ok=True)
         self._limits.pop(key, None)
 
-    def _set(self, key: WorkerKey, limits: Limits) -> None:
+    def _set(self, key: WorkerKey, limits: DeviceQuota) -> None:
         if self._directory is not None and limits != self._limits.get(key):
             path = _path(self._directory, key)
             temporary = path.with_suffix(".tmp")
@@ -102,6 +95,6 @@ def _path(directory: Path, key: WorkerKey) -> Path:
     return directory / ("_".join(url_quote(part, safe="").replace("_", "%5F") for part in key) + ".json")
 
 
-def _read(path: Path) -> tuple[WorkerKey, Limits]:
+def _read(path: Path) -> tuple[WorkerKey, DeviceQuota]:
     pod_uid, container, uuid = map(unquote, path.name.removesuffix(".json").split("_"))
-    return (pod_uid, container, uuid), msgspec.json.decode(path.read_bytes(), type=Limits)
+    return (pod_uid, container, uuid), msgspec.json.decode(path.read_bytes(), type=DeviceQuota)
