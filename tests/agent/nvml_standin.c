@@ -1,0 +1,249 @@
+/* Stand-in for libnvidia-ml.so.1: the functions that the agent calls, with NVML's own structures and habits.
+ *
+ * All state is one text file named by NVML_STANDIN_STATE, read again whenever it was replaced, one record a line:
+ *   driver VERSION
+ *   device INDEX TOTAL USED PERCENT UUID NAME...
+ *   process INDEX PID BYTES                      (-1: not available)
+ *   sample INDEX PID MICROSECONDS PERCENT        (a sample in the driver's buffer)
+ *   steady INDEX PID PERIOD_MICROSECONDS PERCENT (one sample at the end of each period of the wall clock)
+ *   mean INDEX MICROSECONDS PERCENT              (a sample of the whole device)
+ *   error FUNCTION INDEX CODE                    (INDEX -1: all devices, or a call without one)
+ *   quirk NAME                                   (zero_rows: an idle device answers SUCCESS with no rows;
+ *                                                 whole_buffer: the time asked from is ignored)
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, VERSION_MISMATCH = 25 };
+enum { MAX_DEVICES = 32, MAX_ROWS = 8192, MAX_ERRORS = 64 };
+
+typedef unsigned long long u64;
+typedef struct { unsigned pid; u64 bytes; unsigned gi, ci; } process_info;
+typedef struct { unsigned pid; u64 at; unsigned sm, mem, enc, dec; } process_sample;
+typedef struct { u64 at; union { unsigned ui; u64 wide; double real; } value; } device_sample;
+typedef struct { u64 total, free, used; } memory_v1;
+typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
+typedef struct { unsigned gpu, memory; } rates;
+
+typedef struct { int known; u64 total, used; unsigned percent; char uuid[96], name[96]; } device;
+typedef struct { int device; unsigned pid; u64 at, bytes, period; unsigned percent; char kind; } row;
+typedef struct { char function[64]; int device, code; } failure;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int initialized;
+static struct stat read_stat;
+static char read_path[4096], driver[80];
+static device devices[MAX_DEVICES];
+static row rows[MAX_ROWS];
+static failure failures[MAX_ERRORS];
+static int row_count, failure_count, device_count, zero_rows, whole_buffer;
+
+static void parse_line(char *line) {
+    row r = {0};
+    device d = {.known = 1};
+    failure f = {{0}, 0, 0};
+    long long bytes;
+    char name[64];
+    int index;
+    if (sscanf(line, "driver %79s", driver) == 1) return;
+    if (sscanf(line, "device %d %llu %llu %u %95s %95[^\n]", &index, &d.total, &d.used, &d.percent, d.uuid, d.name) == 6) {
+        if (index < 0 || index >= MAX_DEVICES) return;
+        devices[index] = d;
+        if (index >= device_count) device_count = index + 1;
+    } else if (sscanf(line, "process %d %u %lld", &r.device, &r.pid, &bytes) == 3) {
+        r.kind = 'p';
+        r.bytes = (u64)bytes;
+    } else if (sscanf(line, "sample %d %u %llu %u", &r.device, &r.pid, &r.at, &r.percent) == 4) {
+        r.kind = 's';
+    } else if (sscanf(line, "steady %d %u %llu %u", &r.device, &r.pid, &r.period, &r.percent) == 4) {
+        r.kind = 'c';
+    } else if (sscanf(line, "mean %d %llu %u", &r.device, &r.at, &r.percent) == 3) {
+        r.kind = 'm';
+    } else if (sscanf(line, "error %63s %d %d", f.function, &f.device, &f.code) == 3) {
+        if (failure_count < MAX_ERRORS) failures[failure_count++] = f;
+    } else if (sscanf(line, "quirk %63s", name) == 1) {
+        zero_rows |= !strcmp(name, "zero_rows");
+        whole_buffer |= !strcmp(name, "whole_buffer");
+    }
+    if (r.kind && row_count < MAX_ROWS) rows[row_count++] = r;
+}
+
+static void reload(void) {
+    const char *path = getenv("NVML_STANDIN_STATE");
+    struct stat now;
+    char line[512];
+    if (!path || stat(path, &now)) return;
+    if (!strcmp(path, read_path) && now.st_ino == read_stat.st_ino && now.st_size == read_stat.st_size &&
+        now.st_mtim.tv_sec == read_stat.st_mtim.tv_sec && now.st_mtim.tv_nsec == read_stat.st_mtim.tv_nsec)
+        return;
+    FILE *file = fopen(path, "r");
+    if (!file) return;
+    snprintf(read_path, sizeof read_path, "%s", path);
+    read_stat = now;
+    row_count = failure_count = device_count = zero_rows = whole_buffer = 0;
+    memset(devices, 0, sizeof devices);
+    while (fgets(line, sizeof line, file)) parse_line(line);
+    fclose(file);
+}
+
+/* Every call begins here: reload, then what the state says about this function. Returns with the lock held. */
+static int enter(const char *function, int index) {
+    pthread_mutex_lock(&lock);
+    reload();
+    for (int i = 0; i < failure_count; i++)
+        if (!strcmp(failures[i].function, function) && (failures[i].device == -1 || failures[i].device == index))
+            return failures[i].code;
+    if (!initialized && strcmp(function, "nvmlInitWithFlags")) return UNINITIALIZED;
+    return SUCCESS;
+}
+
+static int leave(int code) {
+    pthread_mutex_unlock(&lock);
+    return code;
+}
+
+static int index_of(void *handle) { return (int)((device *)handle - devices); }
+
+static u64 wall_clock_us(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (u64)now.tv_sec * 1000000ULL + (u64)now.tv_nsec / 1000ULL;
+}
+
+const char *nvmlErrorString(int code) {
+    static char text[32];
+    snprintf(text, sizeof text, "stand-in error %d", code);
+    return text;
+}
+
+int nvmlInitWithFlags(unsigned flags) {
+    (void)flags;
+    int code = enter("nvmlInitWithFlags", -1);
+    if (code == SUCCESS) initialized = 1;
+    return leave(code);
+}
+
+int nvmlShutdown(void) {
+    int code = enter("nvmlShutdown", -1);
+    if (code == SUCCESS) initialized = 0;
+    return leave(code);
+}
+
+int nvmlSystemGetDriverVersion(char *version, unsigned length) {
+    int code = enter("nvmlSystemGetDriverVersion", -1);
+    if (code == SUCCESS) snprintf(version, length, "%s", driver);
+    return leave(code);
+}
+
+int nvmlDeviceGetCount_v2(unsigned *count) {
+    int code = enter("nvmlDeviceGetCount_v2", -1);
+    if (code == SUCCESS) *count = (unsigned)device_count;
+    return leave(code);
+}
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
+    int code = enter("nvmlDeviceGetHandleByIndex_v2", (int)index);
+    if (code == SUCCESS && (index >= MAX_DEVICES || !devices[index].known)) code = INVALID_ARGUMENT;
+    if (code == SUCCESS) *handle = &devices[index];
+    return leave(code);
+}
+
+int nvmlDeviceGetUUID(void *handle, char *uuid, unsigned length) {
+    int code = enter("nvmlDeviceGetUUID", index_of(handle));
+    if (code == SUCCESS) snprintf(uuid, length, "%s", ((device *)handle)->uuid);
+    return leave(code);
+}
+
+int nvmlDeviceGetName(void *handle, char *name, unsigned length) {
+    int code = enter("nvmlDeviceGetName", index_of(handle));
+    if (code == SUCCESS) snprintf(name, length, "%s", ((device *)handle)->name);
+    return leave(code);
+}
+
+int nvmlDeviceGetMemoryInfo(void *handle, memory_v1 *memory) {
+    int code = enter("nvmlDeviceGetMemoryInfo", index_of(handle));
+    device *d = handle;
+    if (code == SUCCESS) *memory = (memory_v1){d->total, d->total - d->used, d->used};
+    return leave(code);
+}
+
+int nvmlDeviceGetMemoryInfo_v2(void *handle, memory_v2 *memory) {
+    int code = enter("nvmlDeviceGetMemoryInfo_v2", index_of(handle));
+    device *d = handle;
+    if (code == SUCCESS && memory->version != (sizeof *memory | 2U << 24)) code = VERSION_MISMATCH;
+    if (code == SUCCESS) *memory = (memory_v2){memory->version, d->total, 0, d->total - d->used, d->used};
+    return leave(code);
+}
+
+int nvmlDeviceGetUtilizationRates(void *handle, rates *use) {
+    int code = enter("nvmlDeviceGetUtilizationRates", index_of(handle));
+    if (code == SUCCESS) *use = (rates){((device *)handle)->percent, 0};
+    return leave(code);
+}
+
+/* Time stamp of a row's newest sample; a steady process ends one at each multiple of its period. */
+static u64 stamp_of(const row *r) {
+    if (r->kind != 'c') return r->at;
+    u64 now = wall_clock_us();
+    return r->period ? now - now % r->period : now;
+}
+
+int nvmlDeviceGetProcessUtilization(void *handle, process_sample *out, unsigned *count, u64 since) {
+    int index = index_of(handle), code = enter("nvmlDeviceGetProcessUtilization", index);
+    unsigned found = 0, room = out ? *count : 0;
+    if (code != SUCCESS) return leave(code);
+    for (int i = 0; i < row_count; i++) {
+        const row *r = &rows[i];
+        if (r->device != index || (r->kind != 's' && r->kind != 'c') || !r->percent) continue;
+        u64 at = stamp_of(r);
+        if (at <= since && !whole_buffer) continue;
+        if (found < room) out[found] = (process_sample){r->pid, at, r->percent, 0, 0, 0};
+        found++;
+    }
+    *count = found;
+    if (!found) return leave(zero_rows ? SUCCESS : NOT_FOUND);
+    return leave(found > room ? INSUFFICIENT_SIZE : SUCCESS);
+}
+
+int nvmlDeviceGetSamples(void *handle, unsigned type, u64 since, unsigned *value_type, unsigned *count, device_sample *out) {
+    int index = index_of(handle), code = enter("nvmlDeviceGetSamples", index);
+    unsigned found = 0, room = *count;
+    if (code != SUCCESS) return leave(code);
+    for (int i = 0; i < row_count; i++) {
+        if (rows[i].device != index || rows[i].kind != 'm' || rows[i].at <= since) continue;
+        if (out && found < room) out[found] = (device_sample){rows[i].at, {.ui = rows[i].percent}};
+        found++;
+    }
+    (void)type;
+    *value_type = 1;
+    *count = found;
+    return leave(found ? SUCCESS : NOT_FOUND);
+}
+
+static int list_processes(const char *function, void *handle, unsigned *count, process_info *out) {
+    int index = index_of(handle), code = enter(function, index);
+    unsigned found = 0, room = out ? *count : 0;
+    if (code != SUCCESS) return leave(code);
+    for (int i = 0; i < row_count; i++) {
+        if (rows[i].device != index || rows[i].kind != 'p') continue;
+        if (found < room) out[found] = (process_info){rows[i].pid, rows[i].bytes, ~0U, ~0U};
+        found++;
+    }
+    *count = found;
+    return leave(found > room ? INSUFFICIENT_SIZE : SUCCESS);
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, process_info *out) {
+    return list_processes("nvmlDeviceGetComputeRunningProcesses_v3", handle, count, out);
+}
+
+int nvmlDeviceGetMPSComputeRunningProcesses_v3(void *handle, unsigned *count, process_info *out) {
+    (void)out;
+    int code = enter("nvmlDeviceGetMPSComputeRunningProcesses_v3", index_of(handle));
+    *count = 0;
+    return leave(code);
+}
