@@ -206,6 +206,9 @@ class NvmlSource(DeviceSource):
             raise _LostError("does not say how much memory it has")
         compute_ratio = self._device_ratio(device, now)
         ratios = self._process_ratios(device, now, busy=bool(compute_ratio))
+        if compute_ratio is not None and ratios:
+            # Momentary or coarse as its figure may be, a device was busy at least as long as its busiest process.
+            compute_ratio = max(compute_ratio, *ratios.values())
         self._list_processes(device, frozenset(ratios or ()))
         return DeviceSample(
             device.index,
