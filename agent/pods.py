@@ -1,0 +1,118 @@
+"""Who a process belongs to: its cgroup names the pod, and sources of pods name the worker.
+
+The process's environment is never asked, for a tenant writes it. What was read of a process is kept as long as it
+lives: a pid with another start time is another process. Neighbours: `cgroups` reads the paths, `podfile` the pods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from agent.cgroups import ContainerRef, containers_of
+from agent.podspec import KnownPod
+from agent.samples import ProcessDirectory, Worker
+from autoscaler.contract.quota import QuotaDocument, WorkerQuota
+
+_log = structlog.get_logger(__name__)
+
+
+class PodSource(Protocol):
+    """Where pods are known from."""
+
+    def pods(self) -> Mapping[str, KnownPod] | None:
+        """Return the worker pods of this node by UID; None when the source can't tell."""
+        ...
+
+
+class QuotaPods:
+    """The workers that a quota document names; what its pods' containers are called it can't tell."""
+
+    def __init__(self, document: Callable[[], QuotaDocument | None]) -> None:
+        """Ask `document` each time for the one in force."""
+        self._document = document
+        self._read: QuotaDocument | None = None
+        self._pods: Mapping[str, KnownPod] | None = None
+
+    def pods(self) -> Mapping[str, KnownPod] | None:
+        """Return the pods of the document in force, None before the first."""
+        document = self._document()
+        if document is not self._read:
+            self._read, self._pods = document, None if document is None else _pods_of(document)
+        return self._pods
+
+
+class PodDirectory(ProcessDirectory):
+    """Finds the worker of a host process under `proc_root`; the first source that knows a pod names its workers."""
+
+    def __init__(self, proc_root: Path, sources: Sequence[PodSource]) -> None:
+        """Take /proc of the host (its own pid and cgroup namespaces), and the sources in order of trust."""
+        self._proc_root = str(proc_root)
+        self._sources = tuple(sources)
+        self._answers: list[Mapping[str, KnownPod] | None] = []
+        self._processes: dict[int, tuple[str, tuple[ContainerRef, ...]]] = {}
+        self._asked: set[int] = set()
+        self._told_denied = False
+
+    def workers(self) -> tuple[Worker, ...]:
+        """Return the workers of the first source that can tell; reads the sources anew, so call it once a tick."""
+        self._refresh()
+        for pods in self._answers:
+            if pods is not None:
+                # A static pod stands under two UIDs.
+                return tuple(dict.fromkeys(worker for pod in pods.values() for worker in pod.workers))
+        return ()
+
+    def worker_of(self, pid: int) -> Worker | None:
+        """Return the worker of a host process, None when it has ended or belongs to none."""
+        if not self._answers:
+            self._refresh()
+        self._asked.add(pid)
+        for ref in self._containers(pid):
+            for pods in self._answers:
+                if pods is not None and ref.pod_uid in pods:
+                    return pods[ref.pod_uid].worker_in(ref.container_id)
+        return None
+
+    def _refresh(self) -> None:
+        self._answers = [source.pods() for source in self._sources]
+        self._processes = {pid: known for pid, known in self._processes.items() if pid in self._asked}
+        self._asked = set()
+
+    def _containers(self, pid: int) -> tuple[ContainerRef, ...]:
+        try:
+            started = _start_time(self._text(pid, "stat"))
+            known = self._processes.get(pid)
+            if known is None or known[0] != started:
+                known = self._processes[pid] = (started, containers_of(self._text(pid, "cgroup")))
+        except (FileNotFoundError, ProcessLookupError):
+            return ()  # It has ended between being sampled and being looked up.
+        except PermissionError as error:
+            if not self._told_denied:
+                self._told_denied = True
+                _log.warning("proc_denied", error=str(error), effect="its use is unattributed")
+            return ()
+        return known[1]
+
+    def _text(self, pid: int, name: str) -> str:
+        # Hundreds of times a tick: a Path each would double the cost.
+        with open(f"{self._proc_root}/{pid}/{name}", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            return file.read()
+
+
+def _start_time(stat: str) -> str:
+    """Return field 22 of /proc/<pid>/stat, in clock ticks since boot; the command before it may hold anything."""
+    return stat[stat.rindex(")") + 2 :].split(" ", 20)[19]
+
+
+def _pods_of(document: QuotaDocument) -> Mapping[str, KnownPod]:
+    by_uid: dict[str, list[WorkerQuota]] = {}
+    for quota in document.quotas:
+        by_uid.setdefault(quota.pod_uid, []).append(quota)
+    return {
+        uid: KnownPod(tuple(Worker(uid, q.namespace, q.pod, q.container, q.workload, q.qos) for q in quotas), {})
+        for uid, quotas in by_uid.items()
+    }
