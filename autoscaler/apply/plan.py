@@ -1,0 +1,228 @@
+"""From decisions to acts, in an order that no crash can make wrong; pure.
+
+Intents (annotations, replicas) are written first, where they last; `documents` then compares what a node has with what
+it should have. Both are level-triggered: planned again after a crash they yield what is still missing, and nothing
+twice. Neighbours: `fit` settles what a device has room for, `send` carries plans out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from autoscaler.apply.fit import Held, Key, Standing, fit, shrinks_and_grows, smaller
+from autoscaler.contract import keys
+from autoscaler.contract.keys import QoS
+from autoscaler.contract.quota import DeviceQuota, QuotaDocument, QuotaStatus, WorkerQuota
+from autoscaler.model.allowed import allowed_amounts, is_applied
+from autoscaler.model.decision import AMOUNT_FIELDS, Decision, Field
+from autoscaler.model.quantity import format_amount
+from autoscaler.model.resources import Amount, Amounts, Resource, Side
+from autoscaler.model.snapshot import NodeState
+from autoscaler.model.steps import Annotate, ClusterWrite, Scale
+from autoscaler.model.usage import WorkloadKey
+from autoscaler.model.workload import Worker, Workload
+
+ANNOTATION: Final = dict(
+    zip(AMOUNT_FIELDS, (keys.TFLOPS_REQUEST, keys.TFLOPS_LIMIT, keys.VRAM_REQUEST, keys.VRAM_LIMIT), strict=True)
+)
+SCALABLE: Final = frozenset({"Deployment", "StatefulSet"})
+"""Owners with a scale subresource that we may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What a node is to be sent, in order, and what must wait or can't be had, with the reason."""
+
+    documents: tuple[QuotaDocument, ...] = ()
+    held: tuple[Held, ...] = ()
+
+
+def intents(workload: Workload, decision: Decision) -> tuple[ClusterWrite, ...]:
+    """Return the writes that record a decision: annotations of every worker that differs, then replicas.
+
+    A worker that was born with other figures than the workload holds is brought to them, too. Replicas go to the
+    owner first and to the TensorFusionWorkload last, because the latter is where the next pass reads them: what a
+    crash between the two leaves undone is decided again.
+    """
+    annotated = (_annotate(workload, worker, decision) for worker in workload.workers)
+    return (*(write for write in annotated if write is not None), *_scales(workload, decision))
+
+
+def quotas_of(workload: Workload, worker: Worker, amounts: Amounts, state: NodeState) -> WorkerQuota | Held:
+    """Return a worker's quota on its node for these amounts (TFLOPs, bytes); Held while its devices are not known."""
+    uid = worker.ref.uid
+    devices = worker.devices or _devices_seen(uid, worker.container, state.quotas)
+    if not devices:
+        return Held(uid, "", f"DevicesUnknown: nobody has told which devices of {state.node} the worker runs on")
+    compute, vram = amounts.compute, amounts.vram
+    if not all(map(math.isfinite, (compute.request, compute.limit, vram.request, vram.limit))):
+        return Held(uid, "", "AmountsUnknown: the worker's request or limit is not known")
+    vram_request, vram_limit = math.ceil(vram.request), math.ceil(vram.limit)
+    return WorkerQuota(
+        pod_uid=uid,
+        namespace=worker.ref.namespace,
+        pod=worker.ref.name,
+        workload=workload.key.name,
+        qos=workload.config.qos,
+        devices=tuple(DeviceQuota(uuid, compute.request, compute.limit, vram_request, vram_limit) for uuid in devices),
+        container=worker.container,
+    )
+
+
+def kept_quotas(state: NodeState, workloads: Collection[WorkloadKey]) -> tuple[WorkerQuota, ...]:
+    """Return what a node was last told about the workers of workloads that can't be judged now, to tell it again."""
+    kept = []
+    for worker in state.quotas.workers if state.quotas and workloads else ():
+        quotas = tuple(device.desired for device in worker.devices if device.desired is not None)
+        if quotas and WorkloadKey(worker.namespace, worker.workload) in workloads:
+            qos = worker.qos or QoS.MEDIUM
+            kept.append(
+                WorkerQuota(
+                    worker.pod_uid, worker.namespace, worker.pod, worker.workload, qos, quotas, worker.container
+                )
+            )
+    return tuple(kept)
+
+
+def documents(state: NodeState, desired: Sequence[WorkerQuota], epoch: int) -> Documents:
+    """Return what brings a node from what it was told to what is desired: nothing, one document, or two.
+
+    Two where on one device one worker shrinks and another grows: first the smaller of old and new everywhere, then the
+    target; the second is for when the first is acknowledged, and planning again on that answer yields it again. What
+    the node would refuse (a ceiling over the device, VRAM requests that don't fit) is left out and named in `held`;
+    so is growth beside a shrink that is not in force yet. Workers that are not desired leave the document.
+
+    A document the node already has is not sent again, even where it could not apply it: the agent keeps it and tries
+    again on every tick, so another PUT would add nothing. `generation` grows for ever, whatever the epoch.
+    """
+    status = state.quotas
+    if status is None or not state.reachable:
+        return Documents(held=_all_held(desired, f"AgentUnreachable: {state.error or 'its quotas are not known'}"))
+    standing = _standing(status)
+    aliases = _aliases(standing)
+    entries = [(worker, tuple(_key(aliases, worker, quota.uuid) for quota in worker.devices)) for worker in desired]
+    wanted = {
+        key: (worker, quota) for worker, names in entries for key, quota in zip(names, worker.devices, strict=True)
+    }
+    target, held = fit(wanted, standing, {device.uuid: device for device in state.devices})
+    current = {key: one.desired for key, one in standing.items()}
+    if target == current and not _renamed(entries, standing):
+        return Documents(held=held)
+    if epoch < status.epoch:
+        return Documents(held=_all_held(desired, f"Superseded: epoch {status.epoch} rules {state.node}, not {epoch}"))
+    contents = [smaller(current, target)] if shrinks_and_grows(current, target) else []
+    return Documents(
+        documents=tuple(
+            QuotaDocument(epoch, status.generation + number, state.node, _listed(entries, content))
+            for number, content in enumerate((*contents, target), start=1)
+        ),
+        held=held,
+    )
+
+
+def _annotate(workload: Workload, worker: Worker, decision: Decision) -> Annotate | None:
+    wanted = allowed_amounts(worker.current, decision)
+    if wanted == worker.current:
+        return None
+    before, after = _texts(worker.current), _texts(wanted)
+    changes: dict[str, str | None] = {key: text for key, text in after.items() if before.get(key) != text}
+    if not changes:
+        return None
+    if keys.AUTOSCALING_ORIGINAL not in worker.annotations:
+        changes[keys.AUTOSCALING_ORIGINAL] = _original(workload.original)
+    return Annotate(worker.ref, changes)
+
+
+def _texts(amounts: Amounts) -> dict[str, str]:
+    return {
+        ANNOTATION[field]: format_amount(resource, value)
+        for field in AMOUNT_FIELDS
+        for resource, value in (_figure(amounts, field),)
+        if math.isfinite(value)
+    }
+
+
+def _figure(amounts: Amounts, field: Field) -> tuple[Resource, float]:
+    resource, side = Resource(field // 2), Side(field % 2)
+    amount: Amount = amounts[resource]
+    return resource, amount.limit if side is Side.LIMIT else amount.request
+
+
+def _original(amounts: Amounts) -> str:
+    prefix = len(keys.PREFIX)
+    return json.dumps({key[prefix:]: text for key, text in _texts(amounts).items()}, separators=(",", ":"))
+
+
+def _scales(workload: Workload, decision: Decision) -> tuple[Scale, ...]:
+    figure = decision[Field.REPLICAS]
+    if not (is_applied(figure) and figure.changed):
+        return ()
+    # Several owners share the workers: none of them can be given the sum.
+    owner = workload.owners[0] if len(workload.owners) == 1 else None
+    refs = [owner] if owner is not None and owner.kind in SCALABLE else []
+    refs += [workload.ref] if workload.exists else []
+    return tuple(Scale(ref, round(figure.allowed)) for ref in refs)
+
+
+def _devices_seen(uid: str, container: str, status: QuotaStatus | None) -> tuple[str, ...]:
+    if status is None:
+        return ()
+    return tuple(
+        device.uuid
+        for worker in status.workers
+        if worker.pod_uid == uid and (not container or worker.container in {"", container})
+        for device in worker.devices
+    )
+
+
+def _standing(status: QuotaStatus) -> dict[Key, Standing]:
+    return {
+        Key(worker.pod_uid, worker.container, device.uuid): Standing(worker, device, device.desired)
+        for worker in status.workers
+        for device in worker.devices
+        if device.desired is not None
+    }
+
+
+def _aliases(standing: Iterable[Key]) -> dict[Key, Key]:
+    """Return what places may also be called: a pod's only worker on a device needs no container's name."""
+    alone: dict[Key, Key] = {}
+    ambiguous: set[Key] = set()
+    for key in standing:
+        unnamed = key._replace(container="")
+        if alone.setdefault(unnamed, key) != key:
+            ambiguous.add(unnamed)
+    return {unnamed: key for unnamed, key in alone.items() if unnamed not in ambiguous}
+
+
+def _key(aliases: Mapping[Key, Key], worker: WorkerQuota, uuid: str) -> Key:
+    """Return the name under which the node knows this place."""
+    key = Key(worker.pod_uid, worker.container, uuid)
+    known = aliases.get(key._replace(container=""), key)
+    return known if not (key.container and known.container) else key
+
+
+def _renamed(entries: Iterable[tuple[WorkerQuota, tuple[Key, ...]]], standing: Mapping[Key, Standing]) -> bool:
+    """Tell whether a worker's service level or workload is not what the node was told."""
+    return any(
+        told.worker.workload != worker.workload or told.worker.qos not in {None, worker.qos}
+        for worker, names in entries
+        for told in (standing[key] for key in names if key in standing)
+    )
+
+
+def _listed(
+    entries: Iterable[tuple[WorkerQuota, tuple[Key, ...]]], content: Mapping[Key, DeviceQuota]
+) -> tuple[WorkerQuota, ...]:
+    listed = ((worker, tuple(content[key] for key in names if key in content)) for worker, names in entries)
+    return tuple(msgspec.structs.replace(worker, devices=quotas) for worker, quotas in listed if quotas)
+
+
+def _all_held(desired: Iterable[WorkerQuota], reason: str) -> tuple[Held, ...]:
+    return tuple(Held(worker.pod_uid, quota.uuid, reason) for worker in desired for quota in worker.devices)
