@@ -72,7 +72,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One worker as the node knows it."""
+    """One worker as the node knows it; `qos` is None from an agent that does not tell it."""
 
     pod_uid: str
     namespace: str
@@ -80,6 +80,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     workload: str
     devices: tuple[DeviceStatus, ...]
     container: str = ""
+    qos: QoS | None = None
 
 
 class QuotaStatus(msgspec.Struct, frozen=True, omit_defaults=True):
