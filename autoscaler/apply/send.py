@@ -1,0 +1,217 @@
+"""Carrying plans out: intents to the cluster first, then documents to the nodes; one failure stops nobody else.
+
+May be cancelled anywhere: every write and every document leaves a state from which planning again goes on. Neighbours:
+`plan` says what and in which order, the controller calls `send` once per pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from autoscaler.apply.fit import Held
+from autoscaler.apply.plan import documents, intents, kept_quotas, quotas_of
+from autoscaler.contract.quota import QuotaDocument, WorkerQuota
+from autoscaler.errors import NodeError, RefusedError
+from autoscaler.model.allowed import allowed_amounts
+from autoscaler.model.decision import Decision
+from autoscaler.model.snapshot import NodeState
+from autoscaler.model.steps import Annotate, ClusterWrite, Scale
+from autoscaler.model.usage import WorkloadKey
+from autoscaler.model.workload import ObjectRef, Workload
+from autoscaler.ports import Cluster, Enforcement
+
+CONCURRENT_WRITES: Final = 16
+"""Enough to hide the API server's latency, few enough to stay inside its flow control."""
+
+CONCURRENT_NODES: Final = 64
+_ROUNDS: Final = 3
+"""Shrink, then grow, then nothing left to send; a plan that is still not empty goes on in the next pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One pass's decisions and the world they were made in.
+
+    `workloads` are all that are known: one without a decision keeps what its workers' annotations say. `keep` are
+    those that can't be judged (broken configuration): nodes keep what they were told about them.
+    """
+
+    workloads: tuple[Workload, ...]
+    decisions: Mapping[WorkloadKey, Decision]
+    nodes: Mapping[str, NodeState]
+    epoch: int
+    keep: frozenset[WorkloadKey] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a batch; in a dry run `written` and `documents` are what would have been sent.
+
+    `errors` by workload, `node_errors` by node. `nodes` are the nodes as they answered last, with `error` set where
+    the agent was away or refused. `held` is what had to wait.
+    """
+
+    written: Mapping[WorkloadKey, tuple[ClusterWrite, ...]]
+    errors: Mapping[WorkloadKey, str]
+    documents: Mapping[str, tuple[QuotaDocument, ...]]
+    nodes: Mapping[str, NodeState]
+    node_errors: Mapping[str, str]
+    held: tuple[Held, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrote:
+    done: tuple[ClusterWrite, ...] = ()
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    state: NodeState
+    documents: tuple[QuotaDocument, ...] = ()
+    held: tuple[Held, ...] = ()
+    error: str = ""
+
+
+async def send(batch: Batch, cluster: Cluster, enforcement: Enforcement, *, dry_run: bool = False) -> Outcome:
+    """Write what was decided, then bring every node to it; raises nothing but cancellation.
+
+    Where an intent could not be written, the worker's quota follows what is written now.
+    """
+    wrote = await _write_all(batch, cluster, dry_run=dry_run)
+    desired, unplaced = _desired(batch, wrote)
+    sent = await _push_all(batch, enforcement, desired, dry_run=dry_run)
+    return Outcome(
+        written={key: one.done for key, one in wrote.items() if one.done},
+        errors={key: "; ".join(one.errors) for key, one in wrote.items() if one.errors},
+        documents={node: one.documents for node, one in sent.items() if one.documents},
+        nodes={**batch.nodes, **{node: one.state for node, one in sent.items()}},
+        node_errors={node: one.error for node, one in sent.items() if one.error},
+        held=unplaced + tuple(held for one in sent.values() for held in one.held),
+    )
+
+
+async def _write_all(batch: Batch, cluster: Cluster, *, dry_run: bool) -> dict[WorkloadKey, _Wrote]:
+    slots = asyncio.Semaphore(CONCURRENT_WRITES)
+    wrote: dict[WorkloadKey, _Wrote] = {}
+
+    async def write(key: WorkloadKey, writes: tuple[ClusterWrite, ...]) -> None:
+        async with slots:
+            wrote[key] = await _write(cluster, writes)
+
+    async with asyncio.TaskGroup() as group:
+        for workload in batch.workloads:
+            planned = _plan(workload, batch.decisions.get(workload.key))
+            if planned.errors or dry_run:
+                wrote[workload.key] = planned
+            elif planned.done:
+                group.create_task(write(workload.key, planned.done))
+    return wrote
+
+
+def _plan(workload: Workload, decision: Decision | None) -> _Wrote:
+    try:
+        return _Wrote() if decision is None else _Wrote(done=intents(workload, decision))
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one workload, the others go on
+        return _Wrote(errors=(_text(error),))
+
+
+async def _write(cluster: Cluster, writes: Sequence[ClusterWrite]) -> _Wrote:
+    """Carry out one workload's writes; workers fail one by one, replicas stop at the first failure (order matters)."""
+    done: list[ClusterWrite] = []
+    errors: list[str] = []
+    for write in writes:
+        try:
+            await cluster.write(write)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one workload, the others go on
+            errors.append(_text(error))
+            if isinstance(write, Scale):
+                break
+        else:
+            done.append(write)
+    return _Wrote(tuple(done), tuple(errors))
+
+
+def _desired(
+    batch: Batch, wrote: Mapping[WorkloadKey, _Wrote]
+) -> tuple[dict[str, list[WorkerQuota]], tuple[Held, ...]]:
+    """Return the quotas of every node, and workers that have no place on any."""
+    desired: dict[str, list[WorkerQuota]] = {node: list(kept_quotas(s, batch.keep)) for node, s in batch.nodes.items()}
+    unplaced: list[Held] = []
+    for workload in batch.workloads:
+        decision = batch.decisions.get(workload.key)
+        outcome = wrote.get(workload.key, _Wrote())
+        unwritten = _unwritten(workload, outcome)
+        for worker in workload.workers:
+            state = batch.nodes.get(worker.node)
+            if state is None:
+                reason = f"no agent on node {worker.node}" if worker.node else "not on a node yet"
+                unplaced.append(Held(worker.ref.uid, "", f"DevicesUnknown: {reason}"))
+                continue
+            amounts = worker.current if worker.ref in unwritten else allowed_amounts(worker.current, decision)
+            quota = quotas_of(workload, worker, amounts, state)
+            if isinstance(quota, Held):
+                unplaced.append(quota)
+            else:
+                desired[worker.node].append(quota)
+    return desired, tuple(unplaced)
+
+
+def _unwritten(workload: Workload, outcome: _Wrote) -> frozenset[ObjectRef]:
+    """Return the workers whose annotations could not be written."""
+    if not outcome.errors:
+        return frozenset()
+    written = {write.ref for write in outcome.done if isinstance(write, Annotate)}
+    return frozenset(worker.ref for worker in workload.workers) - written
+
+
+async def _push_all(
+    batch: Batch, enforcement: Enforcement, desired: Mapping[str, Sequence[WorkerQuota]], *, dry_run: bool
+) -> dict[str, _Sent]:
+    slots = asyncio.Semaphore(CONCURRENT_NODES)
+    sent: dict[str, _Sent] = {}
+
+    async def push(node: str, first: _Sent) -> None:
+        async with slots:
+            sent[node] = await _push(enforcement, first, desired[node], batch.epoch)
+
+    async with asyncio.TaskGroup() as group:
+        for node, state in batch.nodes.items():
+            plan = documents(state, desired[node], batch.epoch)
+            sent[node] = _Sent(state, plan.documents, plan.held, state.error)
+            if plan.documents and not dry_run:
+                group.create_task(push(node, sent[node]))
+    return sent
+
+
+async def _push(enforcement: Enforcement, planned: _Sent, desired: Sequence[WorkerQuota], epoch: int) -> _Sent:
+    """Send a node its documents, one at a time: each is planned on the answer to the one before.
+
+    So growth follows only where every shrink beside it was acknowledged, and waits (held) where not.
+    """
+    state, held = planned.state, planned.held
+    pushed: list[QuotaDocument] = []
+    queue = planned.documents
+    while queue and len(pushed) < _ROUNDS:
+        try:
+            state = replace(state, quotas=await enforcement.push(queue[0]), error="")
+        except RefusedError as error:
+            text = f"refused: {error}"
+        except NodeError as error:
+            text = f"away: {error}"
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one node, the others go on
+            text = f"failed: {_text(error)}"
+        else:
+            pushed.append(queue[0])
+            plan = documents(state, desired, epoch)
+            queue, held = plan.documents, plan.held
+            continue
+        return _Sent(replace(state, error=text), tuple(pushed), held, text)
+    return _Sent(state, tuple(pushed), held)
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__
