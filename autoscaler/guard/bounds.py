@@ -1,0 +1,74 @@
+"""Guards on size: live use, the user's bounds, and min <= request <= limit <= device, whatever came before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from autoscaler.guard.case import Case
+from autoscaler.model import defaults
+from autoscaler.model.decision import AMOUNT_FIELDS, Field
+from autoscaler.model.reasons import Verdict
+from autoscaler.model.resources import MIB, Resource
+from autoscaler.model.usage import Floats
+
+PAIRS = ((Field.COMPUTE_REQUEST, Field.COMPUTE_LIMIT), (Field.VRAM_REQUEST, Field.VRAM_LIMIT))
+VRAM_FIELDS = [Field.VRAM_REQUEST, Field.VRAM_LIMIT]
+SIGNIFICANT_DIGITS = 3
+
+
+def live_use(case: Case) -> Case:
+    """VRAM is incompressible: neither figure shrinks below what is in use now plus head-room."""
+    live = case.fleet.live[:, Resource.VRAM]
+    floor = ((1 + defaults.VRAM_HEADROOM_RATIO) * live)[:, None]
+    figure = case.figure.copy()
+    vram, current = figure[:, VRAM_FIELDS], case.fleet.current[:, VRAM_FIELDS]
+    figure[:, VRAM_FIELDS] = np.where(vram < current, np.fmax(vram, np.fmin(floor, current)), vram)
+    return case.move(figure, Verdict.LIVE_USE)
+
+
+def bounds(case: Case) -> Case:
+    """The user's minAllowed, maxAllowed and ratios hold, and a growing limit's maxRatioToRequests."""
+    knobs, figure = case.fleet.knobs, case.figure
+    capped = np.minimum(np.maximum(figure, knobs.minimum), knobs.maximum)
+    for request, limit in PAIRS:
+        most = knobs.max_ratio_to_requests * capped[:, request]
+        capped[:, limit] = np.fmin(capped[:, limit], np.where(case.up[:, limit], most, np.nan))
+    return case.move(capped, Verdict.BOUND_LIMITED)
+
+
+def order(case: Case) -> Case:
+    """Request <= limit <= physical device: a limit that may move follows its request up, else the request yields."""
+    figure = case.figure.copy()
+    for resource, (request, limit) in enumerate(PAIRS):
+        device = case.fleet.device[:, resource]
+        figure[:, limit] = np.fmin(figure[:, limit], device)
+        figure[:, request] = np.fmin(figure[:, request], device)
+        follows = ~case.frozen[:, limit]
+        figure[:, limit] = np.where(follows, np.fmax(figure[:, limit], figure[:, request]), figure[:, limit])
+        figure[:, request] = np.fmin(figure[:, request], figure[:, limit])
+    return case.move(figure, Verdict.BOUND_LIMITED)
+
+
+def published(case: Case) -> Case:
+    """What is published is rounded up, to 3 significant digits of TFLOPs and to whole MiB, but not past a bound."""
+    figure = case.figure.copy()
+    for field in AMOUNT_FIELDS:
+        most = case.fleet.knobs.maximum[:, field]
+        if field.resource is Resource.VRAM:
+            rounded, device = np.ceil(figure[:, field] / MIB) * MIB, case.fleet.device[:, Resource.VRAM]
+        else:
+            rounded, device = _significant(figure[:, field]), case.fleet.device[:, Resource.COMPUTE]
+        rounded = np.fmin(np.fmin(rounded, most), device)
+        moved = figure[:, field] != case.fleet.current[:, field]
+        figure[:, field] = np.where(moved, rounded, figure[:, field])
+    return replace(case, figure=figure)
+
+
+def _significant(values: Floats) -> Floats:
+    """Round up to three significant digits; 0 stays 0."""
+    with np.errstate(divide="ignore"):
+        exponent = np.floor(np.log10(np.where(values > 0, values, 1.0)))
+    unit = 10.0 ** (exponent - (SIGNIFICANT_DIGITS - 1))
+    return np.round(np.ceil(values / unit - 1e-9) * unit, 10)

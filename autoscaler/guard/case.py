@@ -1,0 +1,92 @@
+"""What a guard sees and returns.
+
+A guard is a function `(Case) -> Case`. It may hold a figure (put back the one in force), cap or floor it, and names its
+verdict where it did. Arrays are (W, 5) by Field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autoscaler.model.fleet import Fleet
+from autoscaler.model.proposal import Codes, Wanted
+from autoscaler.model.reasons import CAUSE_CODE, VERDICT_CODE, Cause, Verdict
+from autoscaler.model.rows import Rows
+from autoscaler.model.usage import Bools, Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Limits:
+    """What holds for the fleet as a whole.
+
+    `fresh_seconds`: age at which history is stale. `changes_per_pass`: workloads that may move in one pass.
+    `min_samples`: bins of history before anything is lowered.
+    """
+
+    fresh_seconds: float
+    changes_per_pass: int
+    min_samples: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """The fleet, what is wanted, what is left of it, and what earlier passes left behind.
+
+    `due`: figures that are evaluated in this pass and may be applied. `frozen`: figures that no later guard may move,
+    from the start those that are not due.
+    """
+
+    fleet: Fleet
+    wanted: Wanted
+    memory: Rows
+    limits: Limits
+    due: Bools
+    figure: Floats
+    verdict: Codes
+    frozen: Bools
+
+    @property
+    def up(self) -> Bools:
+        """Return which figures would grow."""
+        return np.asarray(self.figure > self.fleet.current, dtype=np.bool_)
+
+    @property
+    def down(self) -> Bools:
+        """Return which figures would shrink."""
+        return np.asarray(self.figure < self.fleet.current, dtype=np.bool_)
+
+    def caused_by(self, *causes: Cause) -> Bools:
+        """Return which figures have one of these causes."""
+        codes = [CAUSE_CODE[cause] for cause in causes]
+        return np.asarray(np.isin(self.wanted.cause, codes), dtype=np.bool_)
+
+    def hold(self, where: Bools, verdict: Verdict, *, freeze: bool = False) -> Case:
+        """Return the case with these figures back in force; broadcast from (W, 1) or (W, 5).
+
+        The first guard that holds a figure names the verdict; one that freezes it overrules.
+        """
+        held = np.broadcast_to(where, self.figure.shape) & ~self.frozen
+        passed = self.verdict == VERDICT_CODE[Verdict.PASSED]
+        named = held & (freeze | passed | (self.figure != self.fleet.current))
+        return replace(
+            self,
+            figure=np.where(held, self.fleet.current, self.figure),
+            verdict=np.where(named, np.int8(VERDICT_CODE[verdict]), self.verdict).astype(np.int8),
+            frozen=self.frozen | held if freeze else self.frozen,
+        )
+
+    def move(self, figure: Floats, verdict: Verdict) -> Case:
+        """Return the case with these figures; the verdict stands where that changed anything."""
+        allowed = np.where(self.frozen, self.figure, figure)
+        moved = allowed != self.figure
+        return replace(
+            self,
+            figure=allowed,
+            verdict=np.where(moved, np.int8(VERDICT_CODE[verdict]), self.verdict).astype(np.int8),
+        )
+
+
+Guard = Callable[[Case], Case]

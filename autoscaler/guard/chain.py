@@ -1,0 +1,87 @@
+"""The guards in their order, and the one verb that runs them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from autoscaler.guard.bounds import bounds, live_use, order, published
+from autoscaler.guard.capacity import capacity, rate
+from autoscaler.guard.case import Case, Guard, Limits
+from autoscaler.guard.evidence import enough, fresh, not_managed_elsewhere, supported, unpaused, valid
+from autoscaler.guard.stability import cool_down, dead_band, stabilization, step
+from autoscaler.model.fleet import Fleet
+from autoscaler.model.knobs import ON
+from autoscaler.model.proposal import Allowed, Wanted
+from autoscaler.model.reasons import VERDICT_CODE, Verdict
+from autoscaler.model.rows import Rows
+from autoscaler.model.usage import Bools, Floats
+
+GUARDS: Final[tuple[Guard, ...]] = (
+    # is there anything to decide on?
+    enough,
+    fresh,
+    valid,
+    unpaused,
+    supported,
+    not_managed_elsewhere,
+    # is now the time?
+    dead_band,
+    stabilization,
+    step,
+    cool_down,
+    # how far? From here on a figure is only made safer, whatever came before.
+    live_use,
+    bounds,
+    order,
+    capacity,
+    order,
+    rate,
+    published,
+)
+SHAPING: Final[tuple[Guard, ...]] = (bounds, order, published)
+"""What a recommendation is shown with, apart from the moment."""
+EVALUATION_SLACK: Final = 0.9
+"""A pass that comes a little early still counts as a layer's period."""
+
+
+def guard(fleet: Fleet, wanted: Wanted, memory: Rows, limits: Limits) -> Allowed:
+    """Return what may be applied now; figures whose layer is not on, or not due for evaluation, stay in force."""
+    figure = np.where(np.isnan(wanted.figure), fleet.current, wanted.figure)
+    on = fleet.knobs.mode == ON
+    due = fleet.now - memory["evaluated_at"] >= EVALUATION_SLACK * fleet.knobs.evaluation
+    idle = ~on & (figure != fleet.current)
+    verdict = np.where(idle, VERDICT_CODE[Verdict.RECOMMEND_ONLY], VERDICT_CODE[Verdict.PASSED]).astype(np.int8)
+    applied = np.where(on & due, figure, fleet.current)
+    case = Case(fleet, wanted, memory, limits, on & due, applied, verdict, ~(on & due))
+    for guard_it in GUARDS:
+        case = guard_it(case)
+    everything = np.ones_like(on)
+    target = Case(fleet, wanted, memory, limits, everything, figure, verdict, ~everything)
+    for shape_it in SHAPING:
+        target = shape_it(target)
+    return _remembered(case, target, due)
+
+
+def _remembered(case: Case, target: Case, due: Bools) -> Allowed:
+    """Keep the verdict and target of what is due, recall those of what is not."""
+    memory = case.memory
+    evaluated = due | np.isnan(memory["target"])
+    memory["target"][:] = np.where(evaluated, target.figure, memory["target"])
+    memory["verdict"][:] = np.where(evaluated, case.verdict, memory["verdict"])
+    memory["evaluated_at"][due] = case.fleet.now
+    return Allowed(
+        fleet=case.fleet,
+        wanted=case.wanted,
+        figure=case.figure,
+        target=memory["target"].copy(),
+        verdict=memory["verdict"].astype(np.int8),
+    )
+
+
+def note(memory: Rows, before: Fleet, figure: Floats) -> None:
+    """Remember which figures moved at `before.now`, once they were written; `figure` (W, 5)."""
+    memory["raised_at"][figure > before.current] = before.now
+    memory["lowered_at"][figure < before.current] = before.now
+    memory["shrink_since"][figure != before.current] = np.nan

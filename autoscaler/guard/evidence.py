@@ -1,0 +1,64 @@
+"""Guards on what is known: nothing moves on missing or stale evidence, nor against the owner's word."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from autoscaler.guard.case import Case
+from autoscaler.model.decision import Field
+from autoscaler.model.reasons import Cause, Verdict
+
+REPLICAS: Final = np.arange(len(Field)) == Field.REPLICAS
+"""Mask over the field axis."""
+
+
+def enough(case: Case) -> Case:
+    """Until the initial delay has passed and enough bins are known, only shortage moves a figure, and only up."""
+    wanted = case.wanted
+    age = np.nan_to_num(case.fleet.now - wanted.first_at, nan=0.0)
+    early = age < case.fleet.knobs.initial_delay
+    few = wanted.samples < case.limits.min_samples
+    shortage = case.caused_by(Cause.SATURATED, Cause.OOM_SEEN) & case.up
+    held = case.hold(few[:, None] & ~shortage, Verdict.LOW_CONFIDENCE)
+    return held.hold((early & ~few)[:, None] & ~shortage, Verdict.INITIAL_DELAY)
+
+
+def fresh(case: Case) -> Case:
+    """No decision is taken from a series older than the staleness limit: everything stays as it is."""
+    age = case.fleet.now - case.wanted.last_at
+    stale = ~(age <= case.limits.fresh_seconds) & (case.wanted.samples > 0)
+    return case.hold(stale[:, None], Verdict.STALE, freeze=True)
+
+
+def valid(case: Case) -> Case:
+    """While the newest configuration is wrong the last good one explains, but moves nothing new downward."""
+    return case.hold(case.fleet.flags.invalid[:, None] & case.down, Verdict.CONFIG_INVALID)
+
+
+def unpaused(case: Case) -> Case:
+    """The owner's pause holds growth, shrinking or both."""
+    flags = case.fleet.flags
+    case = case.hold((flags.paused_up & flags.paused_down)[:, None], Verdict.PAUSED, freeze=True)
+    case = case.hold(flags.paused_up[:, None] & case.up, Verdict.PAUSED, freeze=True)
+    return case.hold(flags.paused_down[:, None] & case.down, Verdict.PAUSED, freeze=True)
+
+
+def supported(case: Case) -> Case:
+    """A whole GPU, or one whose isolation can't change at run time, has no quota to move."""
+    amounts = ~REPLICAS[None, :]
+    case = case.hold(case.fleet.flags.dedicated[:, None] & amounts, Verdict.DEDICATED_GPU, freeze=True)
+    return case.hold(case.fleet.flags.unsupported[:, None] & amounts, Verdict.UNSUPPORTED_ISOLATION, freeze=True)
+
+
+def not_managed_elsewhere(case: Case) -> Case:
+    """Replicas are moved by one autoscaler only, and not while pods are pending or a rollout runs."""
+    flags = case.fleet.flags
+    for flag, verdict in (
+        (flags.managed_elsewhere, Verdict.REPLICAS_MANAGED_ELSEWHERE),
+        (flags.rollout, Verdict.ROLLOUT_IN_PROGRESS),
+        (flags.pending, Verdict.PODS_PENDING),
+    ):
+        case = case.hold(flag[:, None] & REPLICAS[None, :], verdict, freeze=True)
+    return case

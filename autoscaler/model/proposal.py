@@ -1,0 +1,88 @@
+"""What the estimators want and what the guards leave of it, as columns; and one workload's row of it as a Decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoscaler.model.decision import Decision, Field, FieldDecision
+from autoscaler.model.fleet import Fleet
+from autoscaler.model.knobs import MODES
+from autoscaler.model.reasons import CAUSES, VERDICTS
+from autoscaler.model.usage import Bools, Floats
+
+Codes = NDArray[np.int8]
+Inputs = Mapping[Field, Mapping[str, Floats]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """What the estimators want, before any guard; arrays (W, 5) by Field.
+
+    `figure`: equal to the one in force where the estimator's own band says stay. `lower`, `upper`: that band. `cause`:
+    code of why. `urgent`: shortage now, must not wait. `idle`: the wanted figure is that of an idle workload.
+    `inputs`: by field, named arrays (W,) from which the figure can be recomputed. `samples`, `first_at`, `last_at`
+    (W,): how much was learnt, from when to when.
+    """
+
+    figure: Floats
+    lower: Floats
+    upper: Floats
+    cause: Codes
+    urgent: Bools
+    inputs: Inputs
+    samples: Floats
+    first_at: Floats
+    last_at: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Allowed:
+    """What may be applied now; arrays (W, 5) by Field.
+
+    `figure`: to be put in force (the one in force already where nothing moves). `target`: what is recommended, inside
+    bounds, order and device. `uncapped`: what the estimator said. `verdict`: code of what a guard did.
+    """
+
+    fleet: Fleet
+    wanted: Wanted
+    figure: Floats
+    target: Floats
+    verdict: Codes
+
+    @property
+    def changed(self) -> Bools:
+        """Return which workloads move, (W,)."""
+        return np.asarray((self.figure != self.fleet.current).any(axis=1), dtype=np.bool_)
+
+    def decision(self, row: int) -> Decision:
+        """Return one workload's decision."""
+        wanted = self.wanted
+        first, last = float(wanted.first_at[row]), float(wanted.last_at[row])
+        compute_request, compute_limit, vram_request, vram_limit, replicas = (self._field(row, f) for f in Field)
+        return Decision(
+            key=self.fleet.keys[row],
+            at=self.fleet.now,
+            fields=(compute_request, compute_limit, vram_request, vram_limit, replicas),
+            samples=int(wanted.samples[row]),
+            span_seconds=last - first if np.isfinite(last - first) else 0.0,
+        )
+
+    def _field(self, row: int, field: Field) -> FieldDecision:
+        wanted = self.wanted
+        return FieldDecision(
+            field=field,
+            mode=MODES[int(self.fleet.knobs.mode[row, field])],
+            current=float(self.fleet.current[row, field]),
+            wanted=float(self.target[row, field]),
+            uncapped=float(wanted.figure[row, field]),
+            allowed=float(self.figure[row, field]),
+            lower_bound=float(wanted.lower[row, field]),
+            upper_bound=float(wanted.upper[row, field]),
+            cause=CAUSES[int(wanted.cause[row, field])],
+            verdict=VERDICTS[int(self.verdict[row, field])],
+            inputs={name: float(column[row]) for name, column in wanted.inputs[field].items()},
+        )

@@ -1,0 +1,68 @@
+"""Named arrays with one row per workload: what the core remembers between passes, its only mutable thing.
+
+Every array is declared once with its shape and start value, so that growing, shrinking and checkpointing the fleet are
+one loop each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoscaler.model.usage import Floats, Floats32, WorkloadKey
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Shape behind the workload axis, start value and type of one array."""
+
+    tail: tuple[int, ...] = ()
+    fill: float = 0.0
+    dtype: type[np.generic] = np.float64
+
+    def rows(self, count: int) -> NDArray[np.generic]:
+        """Return an array of fresh rows."""
+        return np.full((count, *self.tail), self.fill, dtype=self.dtype)
+
+
+@dataclass(eq=False)
+class Rows:
+    """Arrays by name, rows in the order of `keys`; `marks` are the moments that hold for the whole fleet."""
+
+    columns: Mapping[str, Column]
+    keys: tuple[WorkloadKey, ...] = ()
+    uids: tuple[str, ...] = ()
+    arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    marks: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make the arrays that were not given."""
+        for name, column in self.columns.items():
+            self.arrays.setdefault(name, column.rows(len(self.keys)))
+
+    def __getitem__(self, name: str) -> Floats:
+        """Return an array of floats by name."""
+        array: Floats = self.arrays[name]  # type: ignore[assignment]  # declared float64 in `columns`
+        return array
+
+    def weights(self, name: str) -> Floats32:
+        """Return a histogram's weights (W, buckets)."""
+        array: Floats32 = self.arrays[name]  # type: ignore[assignment]  # declared float32 in `columns`
+        return array
+
+    def align(self, keys: Sequence[WorkloadKey], uids: Sequence[str]) -> None:
+        """Give the rows the fleet's order: known workloads keep theirs, new ones and new UIDs start clean."""
+        if (tuple(keys), tuple(uids)) == (self.keys, self.uids):
+            return
+        row_of = {identity: row for row, identity in enumerate(zip(self.keys, self.uids, strict=True))}
+        source = [row_of.get(identity, -1) for identity in zip(keys, uids, strict=True)]
+        kept = np.array([row >= 0 for row in source], dtype=np.bool_)
+        rows = np.array([row for row in source if row >= 0], dtype=np.int64)
+        for name, column in self.columns.items():
+            fresh = column.rows(len(source))
+            fresh[kept] = self.arrays[name][rows]
+            self.arrays[name] = fresh
+        self.keys, self.uids = tuple(keys), tuple(uids)

@@ -1,0 +1,44 @@
+"""The three layers, one after the other, over the whole fleet."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autoscaler.model.decision import Field
+from autoscaler.model.fleet import Fleet
+from autoscaler.model.knobs import ON
+from autoscaler.model.proposal import Wanted
+from autoscaler.model.rows import Rows
+from autoscaler.model.usage import Floats
+from autoscaler.recommend.limits import compute_limits, vram_limits
+from autoscaler.recommend.replicas import replicas
+from autoscaler.recommend.requests import compute_requests, vram_requests
+from autoscaler.recommend.vram import vram_levels
+
+
+def recommend(fleet: Fleet, memory: Rows) -> Wanted:
+    """Return what each workload should have; the memory must be aligned with the fleet."""
+    low, high, levels = vram_levels(fleet, memory)
+    compute_request = compute_requests(fleet, memory)
+    vram_request = vram_requests(fleet, memory, low, levels)
+    baseline = _in_effect(fleet, Field.COMPUTE_REQUEST, compute_request.figure)
+    compute_limit = compute_limits(fleet, memory, baseline)
+    vram_limit = vram_limits(fleet, memory, high, levels)
+    count = replicas(fleet, memory, (compute_limit.figure, vram_limit.figure))
+    estimates = (compute_request, compute_limit, vram_request, vram_limit, count)
+    return Wanted(
+        figure=np.stack([one.figure for one in estimates], axis=1),
+        lower=np.stack([one.lower for one in estimates], axis=1),
+        upper=np.stack([one.upper for one in estimates], axis=1),
+        cause=np.stack([one.cause for one in estimates], axis=1),
+        urgent=np.stack([one.urgent for one in estimates], axis=1),
+        inputs={field: one.inputs for field, one in zip(Field, estimates, strict=True)},
+        samples=memory["samples"].copy(),
+        first_at=memory["first_at"].copy(),
+        last_at=memory["last_at"].copy(),
+    )
+
+
+def _in_effect(fleet: Fleet, field: Field, wanted: Floats) -> Floats:
+    """Return the wanted figure where its layer is applied, else the one in force."""
+    return np.where(fleet.knobs.mode[:, field] == ON, wanted, fleet.current[:, field])

@@ -1,0 +1,31 @@
+"""What one estimator says of one field, and how it chooses between its rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoscaler.model.proposal import Codes
+from autoscaler.model.reasons import CAUSE_CODE, Cause
+from autoscaler.model.usage import Bools, Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Estimate:
+    """One field's estimate, arrays (W,): the figure, its band, why, whether it is urgent, and its inputs by name."""
+
+    figure: Floats
+    lower: Floats
+    upper: Floats
+    cause: Codes
+    urgent: Bools
+    inputs: dict[str, Floats]
+
+
+def choose(current: Floats, rules: tuple[tuple[Bools, Floats, Cause], ...]) -> tuple[Floats, Codes]:
+    """Return per workload the figure and cause of the first rule whose condition holds, else the one in force."""
+    conditions = [condition for condition, _, _ in rules]
+    figure = np.select(conditions, [value for _, value, _ in rules], current)
+    codes = [np.int8(CAUSE_CODE[cause]) for _, _, cause in rules]
+    return figure, np.select(conditions, codes, np.int8(CAUSE_CODE[Cause.UNCHANGED])).astype(np.int8)

@@ -1,0 +1,207 @@
+"""Usage into memory: what each bin teaches, and what it says about the figures in force.
+
+Formulas: activity-gated VRAM levels and decaying histograms over 60 s bins; see docs/decisions for their origin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from autoscaler.model.decision import AMOUNT_FIELDS, Field
+from autoscaler.model.defaults import DAY, HOUR, MINUTE
+from autoscaler.model.fleet import Fleet
+from autoscaler.model.resources import Resource
+from autoscaler.model.rows import Rows
+from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Bools, Floats, Usage
+from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, add, decay
+from autoscaler.recommend.memory import PEAK_BLOCKS, UNTIL, WATCHED_AT
+
+CLIPPED_GAIN: Final = 1.15
+"""A clipped sample stands for at least this much more demand."""
+OOM_GAIN: Final = 1.2
+OOM_QUIET_SECONDS: Final = 5 * MINUTE
+OOM_STEP: Final = 1.5
+ACTIVE_COMPUTE_RATIO: Final = 0.005
+ACTIVE_VRAM_RATIO: Final = 0.01
+REFERENCE_DECAY: Final = 0.99999
+SQUARE_ALPHA: Final = 1 - 2 ** (-1 / 1440)
+VRAM_HALF_LIFE_SECONDS: Final = DAY
+LOAD_BINS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bins:
+    """A window's usage in the memory's row order: (W, T) arrays, NaN for workloads that did not report."""
+
+    ends: Floats
+    step: float
+    compute: Floats
+    vram: Floats
+    compute_ceiling: Floats
+    vram_ceiling: Floats
+    clipped: Bools
+    ooms: Floats
+
+
+def learn(memory: Rows, usage: Usage, fleet: Fleet) -> None:
+    """Add a window's bins to the memory; rows must be aligned with the fleet. Usage of unknown workloads is ignored."""
+    bins = _in_row_order(memory, usage)
+    ends = bins.ends
+    if not ends.size:
+        return
+    stored = np.where(bins.clipped, CLIPPED_GAIN * bins.compute, bins.compute)
+    active = np.zeros(bins.vram.shape, dtype=bool)
+    for column, end in enumerate(ends):
+        active[:, column] = _learn_vram(memory, bins, column, end)
+        _keep_peak(memory, "compute_peaks", (end - bins.step, end, DAY), stored[:, column])
+    _add_samples(memory, bins, (stored, active), fleet)
+    _keep_latest(memory, usage, bins)
+    memory.marks[UNTIL] = float(ends[-1])
+
+
+def watch(memory: Rows, usage: Usage, fleet: Fleet) -> None:
+    """Hold a window's bins against the figures in force: exceedances, saturation, out-of-memory floors."""
+    bins = _in_row_order(memory, usage)
+    _note_changes(memory, fleet)
+    request, vram_limit = fleet.current[:, Field.COMPUTE_REQUEST], fleet.current[:, Field.VRAM_LIMIT]
+    for column, end in enumerate(bins.ends):
+        compute = bins.compute[:, column]
+        _note_exceedance(memory, compute, request, end)
+        near = compute >= (SATURATED_RATIO - SATURATION_SLACK_RATIO) * bins.compute_ceiling[:, column]
+        whole = end - bins.step >= memory["limit_changed_at"]
+        saturated = bins.clipped[:, column] & (near | whole)
+        streak = memory["saturated"]
+        streak[:] = np.where(saturated, streak + 1, np.where(np.isnan(compute), streak, 0.0))
+        memory["saturated_at"][saturated] = end
+        oom = bins.ooms[:, column] > 0
+        memory["oom_floor"][oom] = OOM_STEP * vram_limit[oom]
+    memory.marks[WATCHED_AT] = fleet.now
+
+
+def _in_row_order(memory: Rows, usage: Usage) -> _Bins:
+    row_of = {key: row for row, key in enumerate(memory.keys)}
+    source = np.array([row for row, key in enumerate(usage.keys) if key in row_of], dtype=np.int64)
+    target = np.array([row_of[key] for key in usage.keys if key in row_of], dtype=np.int64)
+    window = usage.window
+
+    def laid(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], fill: float) -> Floats:
+        out = np.full((len(memory.keys), window.bins), fill)
+        out[target] = values[source]
+        return out
+
+    clipped = np.zeros((len(memory.keys), window.bins), dtype=bool)
+    clipped[target] = usage.clipped[Resource.COMPUTE][source]
+    return _Bins(
+        ends=window.start + window.step * np.arange(1, window.bins + 1, dtype=np.float64),
+        step=window.step,
+        compute=laid(usage.peak[Resource.COMPUTE], np.nan),
+        vram=laid(usage.peak[Resource.VRAM], np.nan),
+        compute_ceiling=laid(usage.ceiling[Resource.COMPUTE], np.nan),
+        vram_ceiling=laid(usage.ceiling[Resource.VRAM], np.nan),
+        clipped=clipped,
+        ooms=laid(usage.ooms, 0.0),
+    )
+
+
+def _learn_vram(memory: Rows, bins: _Bins, column: int, end: float) -> Bools:
+    """Update one bin's activity, changes and hourly peaks; return which workloads' VRAM sample counts as active."""
+    compute, vram, oom = bins.compute[:, column], bins.vram[:, column], bins.ooms[:, column] > 0
+    reference, last = memory["compute_reference"], memory["vram_last"]
+    reference[:] = np.fmax(compute, REFERENCE_DECAY * reference)
+    known = ~np.isnan(vram)
+    quiet = end - memory["oom_at"] <= OOM_QUIET_SECONDS
+    step = vram - last
+    first = known & np.isnan(last)
+    moved = np.abs(step) > ACTIVE_VRAM_RATIO * np.fmax(vram, last)
+    worked = (compute > ACTIVE_COMPUTE_RATIO * reference) | moved | oom | first
+    active: Bools = known & worked & ~quiet
+    samples, square = memory["vram_samples"], memory["vram_square"]
+    alpha = np.maximum(SQUARE_ALPHA, 1.0 / (samples + 1.0))
+    change = np.where(first, 0.0, step**2)
+    square[active] += (alpha * (change - square))[active]
+    samples[active] += 1
+    memory["active_at"][(worked & known) | oom] = end
+    memory["oom_at"][oom] = end
+    last[known & ~quiet] = vram[known & ~quiet]
+    grown = np.where(oom, OOM_GAIN * np.fmax(vram, bins.vram_ceiling[:, column]), np.where(quiet, np.nan, vram))
+    _keep_peak(memory, "vram_peaks", (end - bins.step, end, HOUR), grown)
+    seen = known | ~np.isnan(compute)
+    memory["samples"][seen] += 1
+    memory["first_at"][:] = np.where(seen, np.fmin(memory["first_at"], end), memory["first_at"])
+    memory["last_at"][seen] = end
+    return active
+
+
+def _keep_peak(memory: Rows, name: str, span: tuple[float, float, float], values: Floats) -> None:
+    """Keep the maximum per block of the clock, for the current and the last six blocks; `span` is start, end, block."""
+    start, end, block = span
+    peaks = memory[name]
+    slot = int(start // block) % PEAK_BLOCKS
+    if start % block < end - start:
+        peaks[:, slot] = 0.0
+    peaks[:, slot] = np.fmax(peaks[:, slot], values)
+
+
+def _add_samples(memory: Rows, bins: _Bins, samples: tuple[Floats, Bools], fleet: Fleet) -> None:
+    stored, active = samples
+    age = bins.ends[-1] - bins.ends
+    elapsed = float(bins.ends[-1]) - memory.marks.get(UNTIL, float(bins.ends[-1]))
+    rows = len(memory.keys)
+    histograms = (
+        ("request_weights", COMPUTE_BUCKETS, fleet.knobs.request_half_life, stored),
+        ("limit_weights", COMPUTE_BUCKETS, fleet.knobs.limit_half_life, stored),
+        ("vram_weights", VRAM_BUCKETS, np.full(rows, VRAM_HALF_LIFE_SECONDS), np.where(active, bins.vram, np.nan)),
+    )
+    for name, buckets, half_life, values in histograms:
+        weights = memory.weights(name)
+        decay(weights, elapsed, half_life)
+        add(weights, buckets, values, np.exp2(-age[None, :] / half_life[:, None]))
+
+
+def _keep_latest(memory: Rows, usage: Usage, bins: _Bins) -> None:
+    """Keep the newest known use per worker, and the fleet-wide load of the last bins."""
+    row_of = {key: row for row, key in enumerate(usage.keys)}
+    source = np.array([row_of.get(key, -1) for key in memory.keys], dtype=np.int64)
+    there = source >= 0
+    for resource, values in ((Resource.COMPUTE, bins.compute), (Resource.VRAM, bins.vram)):
+        memory["use"][:, resource] = _last_known(values, memory["use"][:, resource])
+        recent = usage.total[resource][source[there]][:, -LOAD_BINS:]
+        known = ~np.isnan(recent)
+        counted = known.sum(axis=1)
+        mean = np.where(counted > 0, np.where(known, recent, 0.0).sum(axis=1) / np.maximum(counted, 1), np.nan)
+        memory["load"][there, resource] = mean
+    memory["reporting"][:] = 0.0
+    memory["reporting"][there] = usage.workers[source[there]][:, -1]
+
+
+def _last_known(values: Floats, before: Floats) -> Floats:
+    latest = before
+    for column in range(max(0, values.shape[1] - LOAD_BINS), values.shape[1]):
+        latest = np.where(np.isnan(values[:, column]), latest, values[:, column])
+    return latest
+
+
+def _note_changes(memory: Rows, fleet: Fleet) -> None:
+    """Notice figures that changed since the last pass: what was counted against the old ones no longer counts."""
+    amounts = fleet.current[:, list(AMOUNT_FIELDS)]
+    seen = memory["seen"]
+    changed = (seen != amounts) & ~np.isnan(seen)
+    memory["limit_changed_at"][changed[:, Field.COMPUTE_LIMIT]] = memory.marks.get(WATCHED_AT, -np.inf)
+    request = changed[:, Field.COMPUTE_REQUEST]
+    memory["surplus"][request] = 0.0
+    raised = request & (amounts[:, Field.COMPUTE_REQUEST] > seen[:, Field.COMPUTE_REQUEST])
+    memory["exceeded_at"][raised] = -np.inf
+    memory["exceeded_peak"][raised] = 0.0
+    seen[:] = amounts
+
+
+def _note_exceedance(memory: Rows, compute: Floats, request: Floats, end: float) -> None:
+    above = compute > request
+    times, peak = memory["exceeded_at"], memory["exceeded_peak"]
+    forgotten = end - times[:, 0] > 30 * MINUTE
+    peak[above] = np.where(forgotten, compute, np.fmax(peak, compute))[above]
+    times[above, 1] = times[above, 0]
+    times[above, 0] = end

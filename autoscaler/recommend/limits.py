@@ -1,0 +1,113 @@
+"""Layer 1, the burst ceiling: follows the request and the recent peak, and probes upward when use is clipped.
+
+Usage at the limit is censored, so a saturated workload's demand is unknown: the limit doubles, then quadruples from the
+second saturated sample in a row, until use is no longer clipped. Where the profile sets a percentile or buffer, the
+published formula holds instead: percentile x (1 + buffer), on saturation at least current x scaleUpStep.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from autoscaler.model import defaults
+from autoscaler.model.decision import Field
+from autoscaler.model.defaults import MINUTE
+from autoscaler.model.fleet import Fleet
+from autoscaler.model.reasons import Cause
+from autoscaler.model.resources import Resource
+from autoscaler.model.rows import Rows
+from autoscaler.model.usage import Floats
+from autoscaler.recommend.estimate import Estimate, choose
+from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, quantiles
+from autoscaler.recommend.vram import OOM_HOLD_SECONDS
+
+OVER_REQUEST_RATIO: Final = 1.3
+OVER_PEAK_RATIO: Final = 1.25
+ORIGINAL_FLOOR_RATIO: Final = 0.1
+RAISE_RATIO: Final = 1.05
+LOWER_RATIO: Final = 0.8
+VRAM_LOWER_RATIO: Final = 0.9
+NEAR_LIMIT_RATIO: Final = 0.96
+CALM_SECONDS: Final = 10 * MINUTE
+
+
+def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
+    """Return the wanted compute limits for the wanted requests (W,)."""
+    current, original = fleet.current[:, Field.COMPUTE_LIMIT], fleet.original[:, Field.COMPUTE_LIMIT]
+    peak = memory["compute_peaks"].max(axis=1)
+    ratio = fleet.knobs.max_ratio_to_requests
+    ratio = np.where(np.isnan(ratio), defaults.MAX_RATIO_TO_REQUESTS, ratio)
+    floor = ORIGINAL_FLOOR_RATIO * original
+    ruled = np.maximum.reduce(
+        [OVER_REQUEST_RATIO * request, np.minimum(OVER_PEAK_RATIO * peak, ratio * request), floor]
+    )
+    formula, percentile, quantile = _formula(fleet, memory, Resource.COMPUTE)
+    explicit = ~np.isnan(percentile)
+    normal = np.where(explicit, formula, np.where(memory["samples"] > 0, ruled, np.nan))
+    lower_ratio = np.where(explicit, 1.0, LOWER_RATIO)
+    streak = memory["saturated"]
+    saturated = streak > 0
+    step = fleet.knobs.scale_up_step ** np.where(streak > 1, 2, 1)
+    learnt = np.where(explicit, formula, np.maximum(OVER_PEAK_RATIO * peak, floor))
+    probe = np.fmax(step * current, learnt)
+    calm = fleet.now - memory["saturated_at"] > CALM_SECONDS
+    raised = request > fleet.current[:, Field.COMPUTE_REQUEST]
+    steps = (
+        (np.isnan(normal) & ~saturated, current, Cause.NO_DATA),
+        (saturated, probe, Cause.SATURATED),
+        ((normal > RAISE_RATIO * current) | (raised & (normal > current)), normal, Cause.RAISED),
+        ((normal < lower_ratio * current) & calm, normal, Cause.SURPLUS),
+    )
+    figure, cause = choose(current, steps)
+    return Estimate(
+        figure=figure,
+        lower=normal / RAISE_RATIO,
+        upper=normal / lower_ratio,
+        cause=cause,
+        urgent=np.asarray(saturated, dtype=np.bool_),
+        inputs={
+            "percentile": percentile,
+            "quantile": quantile,
+            "buffer_ratio": fleet.knobs.limit_buffer[:, Resource.COMPUTE],
+            "request": request.copy(),
+            "peak_7d": peak,
+            "ratio_to_request": ratio,
+            "use": memory["use"][:, Resource.COMPUTE].copy(),
+            "saturated_samples": streak.copy(),
+            "step": np.where(saturated, step, np.nan),
+        },
+    )
+
+
+def vram_limits(fleet: Fleet, memory: Rows, high: Floats, inputs: dict[str, Floats]) -> Estimate:
+    """Return the wanted VRAM limits from the ceiling `high` (W,)."""
+    current, live = fleet.current[:, Field.VRAM_LIMIT], inputs["live"]
+    formula, percentile, quantile = _formula(fleet, memory, Resource.VRAM)
+    explicit = ~np.isnan(percentile)
+    device = fleet.device[:, Resource.VRAM]
+    ceiling = np.where(explicit, np.fmin(np.fmax(formula, (1 + defaults.VRAM_HEADROOM_RATIO) * live), device), high)
+    ran_out = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
+    wanted = np.where(ran_out, np.fmin(np.fmax(ceiling, memory["oom_floor"]), device), ceiling)
+    near = live > NEAR_LIMIT_RATIO * current
+    steps = (
+        (np.isnan(wanted), current, Cause.NO_DATA),
+        (ran_out & (wanted > current), wanted, Cause.OOM_SEEN),
+        (near & (wanted > current), wanted, Cause.SATURATED),
+        (wanted > RAISE_RATIO * current, wanted, Cause.RAISED),
+        (wanted < VRAM_LOWER_RATIO * current, wanted, Cause.SURPLUS),
+    )
+    figure, cause = choose(current, steps)
+    urgent = (near | ran_out) & (wanted > current)
+    named = {**inputs, "percentile": percentile, "quantile": quantile}
+    return Estimate(figure, wanted / RAISE_RATIO, wanted / VRAM_LOWER_RATIO, cause, np.asarray(urgent), named)
+
+
+def _formula(fleet: Fleet, memory: Rows, resource: Resource) -> tuple[Floats, Floats, Floats]:
+    """Return the published formula's figure, its percentile (NaN where not asked for) and the quantile, (W,) each."""
+    percentile = fleet.knobs.limit_percentile[:, resource]
+    name, buckets = (("limit_weights", COMPUTE_BUCKETS), ("vram_weights", VRAM_BUCKETS))[resource]
+    (quantile,) = quantiles(memory.weights(name), buckets, np.nan_to_num(percentile))
+    quantile = np.where(np.isnan(percentile), np.nan, quantile)
+    return quantile * (1 + fleet.knobs.limit_buffer[:, resource]), percentile, quantile

@@ -1,0 +1,55 @@
+"""What was learnt of each workload: the columns of the recommender's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from autoscaler.model.rows import Column, Rows
+from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS
+
+PEAK_BLOCKS: Final = 7
+NEVER: Final = -np.inf
+UNTIL: Final = "until"
+"""Mark: end of the last bin learnt; absent before the first."""
+WATCHED_AT: Final = "watched_at"
+"""Mark: when use was last held against the figures in force."""
+
+COLUMNS: Final[Mapping[str, Column]] = {
+    # learnt from usage
+    "request_weights": Column((COMPUTE_BUCKETS.count,), dtype=np.float32),
+    "limit_weights": Column((COMPUTE_BUCKETS.count,), dtype=np.float32),
+    "vram_weights": Column((VRAM_BUCKETS.count,), dtype=np.float32),
+    "compute_peaks": Column((PEAK_BLOCKS,)),
+    "vram_peaks": Column((PEAK_BLOCKS,)),
+    "compute_reference": Column(),
+    "vram_last": Column(fill=np.nan),
+    "vram_square": Column(),
+    "vram_samples": Column(),
+    "active_at": Column(fill=NEVER),
+    "oom_at": Column(fill=NEVER),
+    "samples": Column(),
+    "first_at": Column(fill=np.nan),
+    "last_at": Column(fill=np.nan),
+    "load": Column((2,), fill=np.nan),
+    "use": Column((2,), fill=np.nan),
+    "reporting": Column(),
+    # learnt from usage against the figures in force
+    "exceeded_at": Column((2,), fill=NEVER),
+    "exceeded_peak": Column(),
+    "saturated": Column(),
+    "saturated_at": Column(fill=NEVER),
+    "oom_floor": Column(),
+    "seen": Column((4,), fill=np.nan),
+    "limit_changed_at": Column(fill=NEVER),
+    # where the request's band stands
+    "surplus": Column(),
+    "judged_at": Column(fill=np.nan),
+}
+
+
+def new_memory() -> Rows:
+    """Return the memory of a recommender that has seen nothing."""
+    return Rows(COLUMNS)

@@ -1,0 +1,118 @@
+"""Layer 3, the baseline: what to reserve for a worker.
+
+Compute: a quantile of the decaying histogram with a raise line, a fast path for repeated exceedance, and a CUSUM that
+lowers only on accumulated evidence (Page 1954). VRAM: `lo` of the activity-gated rule in `vram`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from autoscaler.model import defaults
+from autoscaler.model.decision import Field
+from autoscaler.model.defaults import MINUTE
+from autoscaler.model.fleet import Fleet
+from autoscaler.model.reasons import Cause
+from autoscaler.model.resources import Resource
+from autoscaler.model.rows import Rows
+from autoscaler.model.usage import Bools, Floats
+from autoscaler.recommend.estimate import Estimate, choose
+from autoscaler.recommend.histogram import COMPUTE_BUCKETS, quantiles
+
+PEAK_FLOOR_RATIO: Final = 0.1
+ORIGINAL_FLOOR_RATIO: Final = 0.005
+EXCEEDED_GAIN: Final = 1.1
+EXCEEDED_WINDOW_SECONDS: Final = 30 * MINUTE
+SURPLUS_RATIO: Final = 0.1
+SURPLUS_LEVEL_MINUTES: Final = 25.0
+SURPLUS_LEAK: Final = 0.1
+MAX_JUDGED_SECONDS: Final = 10 * MINUTE
+
+
+def compute_requests(fleet: Fleet, memory: Rows) -> Estimate:
+    """Return the wanted compute requests; advances the CUSUM to `fleet.now`, once per moment."""
+    knobs, current = fleet.knobs, fleet.current[:, Field.COMPUTE_REQUEST]
+    explicit = knobs.request_percentile[:, Resource.COMPUTE]
+    percentile = np.where(np.isnan(explicit), knobs.level_percentile, explicit)
+    buffer = knobs.request_buffer[:, Resource.COMPUTE]
+    (quantile,) = quantiles(memory.weights("request_weights"), COMPUTE_BUCKETS, percentile)
+    peak = memory["compute_peaks"].max(axis=1)
+    floor = np.maximum(PEAK_FLOOR_RATIO * peak, ORIGINAL_FLOOR_RATIO * fleet.original[:, Field.COMPUTE_REQUEST])
+    target = np.maximum(quantile * (1 + buffer), floor)
+    lower = np.maximum(quantile, floor)
+    surplus = _judge(fleet, memory, target)
+    exceeded = _exceeded(fleet, memory)
+    peak_above = memory["exceeded_peak"]
+    steps = (
+        (np.isnan(target), current, Cause.NO_DATA),
+        (exceeded, np.fmax(target, EXCEEDED_GAIN * peak_above), Cause.EXCEEDED),
+        (lower > current, target, Cause.RAISED),
+        ((surplus > SURPLUS_LEVEL_MINUTES) & (target < (1 - SURPLUS_RATIO) * current), target, Cause.SURPLUS),
+    )
+    figure, cause = choose(current, steps)
+    return Estimate(
+        figure=figure,
+        lower=lower,
+        upper=target / (1 - SURPLUS_RATIO),
+        cause=cause,
+        urgent=exceeded,
+        inputs={
+            "percentile": percentile,
+            "quantile": quantile,
+            "buffer_ratio": buffer,
+            "floor": floor,
+            "peak_7d": peak,
+            "peak_above_request": np.where(exceeded, peak_above, np.nan),
+            "surplus_minutes": surplus.copy(),
+        },
+    )
+
+
+def _judge(fleet: Fleet, memory: Rows, target: Floats) -> Floats:
+    """Accumulate evidence (in minutes) that the request is too large, and return it."""
+    surplus, judged_at = memory["surplus"], memory["judged_at"]
+    elapsed = np.clip(np.nan_to_num(fleet.now - judged_at, nan=0.0), 0.0, MAX_JUDGED_SECONDS) / MINUTE
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = 1 - target / fleet.current[:, Field.COMPUTE_REQUEST]
+    grown = np.select(
+        [np.isnan(excess), excess > SURPLUS_RATIO, excess < 0],
+        [surplus, surplus + excess * elapsed, np.zeros_like(surplus)],
+        np.maximum(0.0, surplus - SURPLUS_LEAK * elapsed),
+    )
+    surplus[:] = np.minimum(grown, 10 * SURPLUS_LEVEL_MINUTES)
+    judged_at[:] = fleet.now
+    return surplus
+
+
+def _exceeded(fleet: Fleet, memory: Rows) -> Bools:
+    """Return where use passed the request in at least k samples within half an hour."""
+    times, needed = memory["exceeded_at"], fleet.knobs.level_exceedances
+    latest = np.where(needed <= 1, times[:, 0], times[:, 1])
+    return np.asarray(fleet.now - latest <= EXCEEDED_WINDOW_SECONDS, dtype=np.bool_)
+
+
+def vram_requests(fleet: Fleet, memory: Rows, low: Floats, inputs: dict[str, Floats]) -> Estimate:
+    """Return the wanted VRAM requests from the guarantee `low` (W,), or from the cooled level of an idle workload."""
+    current = fleet.current[:, Field.VRAM_REQUEST]
+    idle_seconds = fleet.now - memory["active_at"]
+    use = np.fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
+    cooled = np.maximum((1 + defaults.VRAM_HEADROOM_RATIO) * use, defaults.COOLED_VRAM_BYTES)
+    idle = (idle_seconds > fleet.knobs.level_cool) & (cooled < low)
+    target = np.where(idle, cooled, low)
+    steps = (
+        (np.isnan(target), current, Cause.NO_DATA),
+        (target > current, target, Cause.RAISED),
+        ((target < (1 - SURPLUS_RATIO) * current) & idle, target, Cause.IDLE),
+        (target < (1 - SURPLUS_RATIO) * current, target, Cause.SURPLUS),
+    )
+    figure, cause = choose(current, steps)
+    return Estimate(
+        figure=figure,
+        lower=target,
+        upper=target / (1 - SURPLUS_RATIO),
+        cause=cause,
+        urgent=np.asarray(target > current, dtype=np.bool_) & ~idle,
+        inputs={**inputs, "idle_seconds": np.where(np.isfinite(idle_seconds), idle_seconds, np.nan), "use": use},
+    )

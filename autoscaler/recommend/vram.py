@@ -1,0 +1,73 @@
+"""The VRAM rule: a guarantee `lo` that covers working memory, a ceiling `hi` for its bursts.
+
+Peaks of VRAM are isolated but almost never start from idle, so only active samples teach the working level B (q95 of a
+histogram with a half-life of 24 h), and the head-room over the recent maximum M shrinks as evidence of calm grows:
+x = (C - 1) x max(2 (q99 - q50), 4 sqrt(ms)) / B, shrunk towards mmax = .6 (C - 1) by a prior worth 60 active samples;
+hi = min(max(min(M (1 + m), C B), 1.05 M), device), lo = min(max(v, B) (1 + a), max(hi, 1.05 v)).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from autoscaler.model import defaults
+from autoscaler.model.defaults import HOUR
+from autoscaler.model.fleet import Fleet
+from autoscaler.model.resources import Resource
+from autoscaler.model.rows import Rows
+from autoscaler.model.usage import Floats
+from autoscaler.recommend.histogram import VRAM_BUCKETS, quantiles
+
+PRIOR_SAMPLES: Final = 60.0
+PRIOR_MARGIN: Final = 0.6
+LEAST_MARGIN_RATIO: Final = 0.08
+OOM_HOLD_SECONDS: Final = 2 * HOUR
+WORKING_PERCENTILE: Final = 0.95
+
+
+def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, Floats]]:
+    """Return the guarantee `lo` and the ceiling `hi` (W,) in bytes, NaN where nothing is known, and their inputs."""
+    knobs, rows = fleet.knobs, len(fleet)
+    cap, explicit = knobs.level_burst_cap, knobs.request_percentile[:, Resource.VRAM]
+    percentile = np.where(np.isnan(explicit), WORKING_PERCENTILE, explicit)
+    working, q95, q99, q50 = quantiles(
+        memory.weights("vram_weights"),
+        VRAM_BUCKETS,
+        percentile,
+        *(np.full(rows, level) for level in (WORKING_PERCENTILE, 0.99, 0.5)),
+    )
+    peak = memory["vram_peaks"].max(axis=1)
+    peak = np.where(peak > 0, peak, np.nan)
+    margin = _margin(memory, cap, (q95, q99, q50))
+    live = np.fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
+    headroom = 1 + defaults.VRAM_HEADROOM_RATIO
+    high = np.fmax(np.fmin(peak * (1 + margin), cap * q95), headroom * peak)
+    recent_oom = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
+    oom_floor = np.where(recent_oom, memory["oom_floor"], np.nan)
+    high = np.fmin(np.fmax(high, oom_floor), fleet.device[:, Resource.VRAM])
+    buffer = knobs.request_buffer[:, Resource.VRAM]
+    above = np.where(np.isnan(buffer), knobs.level_vram_margin, buffer)
+    low = np.fmin(np.fmax(live, working) * (1 + above), np.fmax(high, headroom * live))
+    inputs = {
+        "percentile": percentile,
+        "working_level": working,
+        "buffer_ratio": above,
+        "peak_7h": peak,
+        "margin_ratio": margin,
+        "burst_cap": cap,
+        "live": live,
+        "oom_floor": oom_floor,
+    }
+    return low, high, inputs
+
+
+def _margin(memory: Rows, cap: Floats, levels: tuple[Floats, Floats, Floats]) -> Floats:
+    """Return the head-room over the recent maximum, as a ratio, (W,)."""
+    q95, q99, q50 = levels
+    most, count = PRIOR_MARGIN * (cap - 1), memory["vram_samples"]
+    spread = np.maximum(2 * (q99 - q50), 4 * np.sqrt(memory["vram_square"]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        seen = np.clip((cap - 1) * spread / q95, LEAST_MARGIN_RATIO, most)
+    return np.asarray((PRIOR_SAMPLES * most + count * np.nan_to_num(seen)) / (PRIOR_SAMPLES + count), dtype=np.float64)
