@@ -1,0 +1,228 @@
+"""The metrics of all workers, each in bins, joined into the use of workloads.
+
+The same code serves Prometheus and the history in memory, so that both tell the same story. Neighbours: `readings`
+says what is read, `bins` makes bins of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoscaler.model.usage import Bools, Floats, Floats32, Ints, Usage, Window, WorkloadKey, censored, empty_usage
+from autoscaler.read import readings
+from autoscaler.read.bins import Binned, with_births
+from autoscaler.read.readings import Reading
+from autoscaler.read.samples import Identity
+
+Metrics = Mapping[Reading, Binned]
+_ALIVE = (readings.COMPUTE, readings.VRAM_PEAK, readings.VRAM_USED)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fleet:
+    """R workers by device, sorted so that the rows of a pod, and of a workload, stand together.
+
+    `placement`: of each metric that was read, the row of its series and which series have one. `row_starts`,
+    `pod_starts`: first row of each workload and of each pod; `workload_starts`: first pod of each workload.
+    """
+
+    rows: tuple[Identity, ...]
+    placement: Mapping[Reading, tuple[Ints, Bools]]
+    keys: tuple[WorkloadKey, ...]
+    row_starts: Ints
+    pod_starts: Ints
+    workload_starts: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workers:
+    """One resource of R workers in T bins, in the resource's unit; `device` is what the worker's device has."""
+
+    use: Floats32
+    ceiling: Floats32
+    device: Floats32
+    throttled_share: Floats32
+
+
+def usage_of(window: Window, binned: Metrics) -> Usage:
+    """Return the fleet's use; a metric that nobody reports is unknown, series without a workload are ignored.
+
+    `total` sums the workers that are known, and is unknown where a worker was followed but its figure is not.
+    """
+    fleet = _fleet(binned)
+    if not fleet.keys:
+        return empty_usage(window, ())
+    due = _any(fleet, window, binned, (readings.COMPUTE,))
+    resources = [_compute(fleet, window, binned), _vram(fleet, window, binned)]
+    parts = [_summed(workers, due, fleet.row_starts) for workers in resources]
+    peak, total, ceiling, clipped = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+    first_seen, last_seen = _seen(fleet, binned)
+    pods = np.logical_or.reduceat(_any(fleet, window, binned, _ALIVE), fleet.pod_starts, axis=0)
+    return Usage(
+        window=window,
+        keys=fleet.keys,
+        peak=peak,
+        total=total,
+        ceiling=ceiling,
+        clipped=clipped.astype(np.bool_),
+        ooms=_ooms(fleet, window, binned, first_seen),
+        workers=np.add.reduceat(pods, fleet.workload_starts, axis=0, dtype=np.float32),
+        last_seen=np.fmax.reduceat(last_seen, fleet.row_starts),
+    )
+
+
+def joined(window: Window, parts: Sequence[Usage]) -> Usage:
+    """Return consecutive parts of a window as one; a workload that a part has not seen is unknown there."""
+    keys = tuple(sorted({key for part in parts for key in part.keys}))
+    whole = empty_usage(window, keys)
+    row_of = {key: row for row, key in enumerate(keys)}
+    first = 0
+    for part in parts:
+        rows = np.array([row_of[key] for key in part.keys], dtype=np.int64)
+        last = first + part.window.bins
+        for name in ("peak", "total", "ceiling", "clipped", "ooms", "workers"):
+            getattr(whole, name)[..., rows, first:last] = getattr(part, name)
+        whole.last_seen[rows] = np.fmax(whole.last_seen[rows], part.last_seen)
+        first = last
+    return whole
+
+
+def parts_of(window: Window, longest_seconds: float) -> tuple[Window, ...]:
+    """Cut a window at multiples of `longest_seconds` since the epoch, moved to the next edge of a bin."""
+    multiples = longest_seconds * np.arange(window.start // longest_seconds + 1, np.ceil(window.end / longest_seconds))
+    bins = np.unique(np.ceil((multiples - window.start) / window.step - 1e-9).astype(np.int64))
+    edges = [window.start + int(count) * window.step for count in bins if 0 < count < window.bins]
+    return tuple(
+        Window(start, end, window.step) for start, end in zip([window.start, *edges], [*edges, window.end], strict=True)
+    )
+
+
+def _fleet(binned: Metrics) -> Fleet:
+    workers = {
+        reading: [_worker(identity) for identity in metric.identities]
+        for reading, metric in binned.items()
+        if reading.reduction is not readings.Reduction.DEVICE
+    }
+    rows = sorted(worker for worker in set().union(*workers.values()) if worker.workload)
+    row_of = {worker: row for row, worker in enumerate(rows)}
+    row_starts, pod_starts = _starts([row[:2] for row in rows]), _starts([row[:3] for row in rows])
+    return Fleet(
+        rows=tuple(rows),
+        placement={reading: _placement(found, row_of) for reading, found in workers.items()},
+        keys=tuple(WorkloadKey(*rows[start][:2]) for start in row_starts),
+        row_starts=row_starts,
+        pod_starts=pod_starts,
+        workload_starts=np.searchsorted(pod_starts, row_starts),
+    )
+
+
+def _worker(identity: Identity) -> Identity:
+    return identity._replace(source="") if identity.source else identity
+
+
+def _placement(workers: Sequence[Identity], row_of: Mapping[Identity, int]) -> tuple[Ints, Bools]:
+    rows = np.array([row_of.get(worker, -1) for worker in workers], dtype=np.int64)
+    return rows[rows >= 0], rows >= 0
+
+
+def _starts(names: Sequence[tuple[str, ...]]) -> Ints:
+    return np.array([i for i, name in enumerate(names) if i == 0 or name != names[i - 1]], dtype=np.int64)
+
+
+def _compute(fleet: Fleet, window: Window, binned: Metrics) -> Workers:
+    device = _device(fleet, binned.get(readings.TFLOPS_CAPACITY))
+    return Workers(
+        use=_grid(fleet, window, binned, readings.COMPUTE) * device,
+        ceiling=_grid(fleet, window, binned, readings.TFLOPS_CEILING),
+        device=device,
+        throttled_share=_grid(fleet, window, binned, readings.THROTTLED),
+    )
+
+
+def _vram(fleet: Fleet, window: Window, binned: Metrics) -> Workers:
+    peak = _grid(fleet, window, binned, readings.VRAM_PEAK)
+    return Workers(
+        use=np.where(np.isnan(peak), _grid(fleet, window, binned, readings.VRAM_USED), peak),
+        ceiling=_grid(fleet, window, binned, readings.VRAM_CEILING),
+        device=_device(fleet, binned.get(readings.VRAM_CAPACITY)),
+        throttled_share=np.full((1, 1), np.nan, dtype=np.float32),
+    )
+
+
+def _summed(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32, Floats32, Floats32, Bools]:
+    """Return peak, total, ceiling and clipped of each workload, (W, T) each."""
+    use = workers.use
+    known = ~np.isnan(use)
+    peak = np.fmax.reduceat(use, starts, axis=0)
+    summable = np.logical_or.reduceat(known, starts, axis=0) & ~np.logical_or.reduceat(due & ~known, starts, axis=0)
+    total = np.where(summable, np.add.reduceat(np.where(known, use, 0), starts, axis=0), np.nan)
+    sizes = np.diff(starts, append=len(use))
+    is_largest = (use == np.repeat(peak, sizes, axis=0)) | np.isnan(np.repeat(peak, sizes, axis=0))
+    ceiling = np.fmax.reduceat(np.where(is_largest, workers.ceiling, np.nan), starts, axis=0)
+    clipped = censored(*(a.astype(np.float64) for a in (use, workers.ceiling, workers.device, workers.throttled_share)))
+    return peak, total.astype(np.float32), ceiling.astype(np.float32), np.logical_or.reduceat(clipped, starts, axis=0)
+
+
+def _grid(fleet: Fleet, window: Window, binned: Metrics, reading: Reading) -> Floats32:
+    """Return (R, T): the metric of each worker, the higher one where two scrapes report the same worker."""
+    grid = np.full((len(fleet.rows), window.bins), np.nan, dtype=np.float32)
+    if reading in binned:
+        rows, placed = fleet.placement[reading]
+        if len(np.unique(rows)) == len(rows):
+            grid[rows] = binned[reading].values[placed]
+        else:
+            np.fmax.at(grid, rows, binned[reading].values[placed])
+    return grid
+
+
+def _device(fleet: Fleet, metric: Binned | None) -> Floats32:
+    """Return (R, 1): the last known figure of each worker's device; a capacity of 0 is none."""
+    of_device: dict[tuple[str, str], float] = {}
+    if metric is not None:
+        for series in np.argsort(metric.last_seen):
+            identity, value = metric.identities[series], float(metric.values[series, 0])
+            if value > 0:
+                of_device[identity.node, identity.gpu_uuid] = of_device["", identity.gpu_uuid] = value
+    found = [of_device.get((i.node, i.gpu_uuid), of_device.get(("", i.gpu_uuid), np.nan)) for i in fleet.rows]
+    return np.array(found, dtype=np.float32)[:, None]
+
+
+def _any(fleet: Fleet, window: Window, binned: Metrics, which: Sequence[Reading]) -> Bools:
+    """Return (R, T): whether the worker was alive in the bin, as one of these metrics tells."""
+    alive = np.zeros((len(fleet.rows), window.bins), dtype=np.bool_)
+    for reading in which:
+        if reading in binned:
+            rows, placed = fleet.placement[reading]
+            np.logical_or.at(alive, rows, binned[reading].reported[placed])
+    return alive
+
+
+def _seen(fleet: Fleet, binned: Metrics) -> tuple[Floats, Floats]:
+    """Return first and last time of each worker, (R,); events say nothing of it, they come and go as they like."""
+    first, last = (np.full(len(fleet.rows), np.nan) for _ in range(2))
+    for reading, (rows, placed) in fleet.placement.items():
+        if reading is not readings.OOMS:
+            np.fmin.at(first, rows, binned[reading].first_seen[placed])
+            np.fmax.at(last, rows, binned[reading].last_seen[placed])
+    return first, last
+
+
+def _ooms(fleet: Fleet, window: Window, binned: Metrics, first_seen: Floats) -> Floats32:
+    """Return (W, T): events over workers and sources; what two scrapes report of one source counts once."""
+    counts = np.zeros((len(fleet.rows), window.bins), dtype=np.float32)
+    if readings.OOMS in binned:
+        metric = binned[readings.OOMS]
+        rows, placed = fleet.placement[readings.OOMS]
+        known_since = np.full(len(metric.identities), np.nan)
+        known_since[placed] = first_seen[rows]
+        values = with_births(metric, window, known_since)[placed]
+        sources = [identity for identity, is_placed in zip(metric.identities, placed, strict=True) if is_placed]
+        index = {source: i for i, source in enumerate(dict.fromkeys(sources))}
+        by_source = np.zeros((len(index), window.bins), dtype=np.float32)
+        np.maximum.at(by_source, [index[source] for source in sources], values)
+        row_of = dict(zip(sources, rows, strict=True))
+        np.add.at(counts, [row_of[source] for source in index], by_source)
+    return np.add.reduceat(counts, fleet.row_starts, axis=0)
