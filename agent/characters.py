@@ -114,4 +114,4 @@ CHARACTERS: Final[Mapping[str, Character]] = {
     "step": Character(_step, _BASE | {"factor_ratio": 3.0, "at_seconds": 3600.0}),
     "ramp": Character(_ramp, _BASE | {"peak_tflops": 60.0, "at_seconds": 0.0, "ramp_seconds": 7200.0}),
 }
-"""An LLM service by day, diffusion in bursts, embedding by night, a lab that mostly idles, one that outgrows its VRAM."""
+"""LLM service by day, diffusion in bursts, embedding by night, a lab that mostly idles, one that outgrows its VRAM."""

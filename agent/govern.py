@@ -129,50 +129,63 @@ def _divide(wanted: Sequence[Claim], room: Room) -> list[int]:
     limits = [claim.quota.vram_limit_bytes for claim in wanted]
     used = [claim.vram_used_bytes or 0 for claim in wanted]
     lendable = room.vram_total_bytes - room.vram_unattributed_bytes
-    if sum(map(max, limits, used)) <= lendable:
-        return list(map(max, limits, used))
+    enough = list(map(max, limits, used))
+    if sum(enough) <= lendable:
+        return enough
     nothing = [0] * len(wanted)
-    requests = [min(claim.quota.vram_request_bytes, limit) for claim, limit in zip(wanted, limits, strict=True)]
-    shares = _raise(nothing, nothing, used, room.vram_total_bytes)
+    requests = [min(claim.quota.vram_request_bytes, claim.quota.vram_limit_bytes) for claim in wanted]
+    shares = list(map(max, requests, used))
+    if sum(shares) > room.vram_total_bytes:
+        shares = _raise(nothing, nothing, used, room.vram_total_bytes)
+        for level in _levels(wanted):
+            shares = _raise_only(level, shares, nothing, requests, room.vram_total_bytes)
     for level in _levels(wanted):
-        shares = _raise(shares, nothing, _only(level, requests), room.vram_total_bytes)
-    for level in _levels(wanted):
-        shares = _raise(shares, requests, _only(level, limits), lendable)
+        shares = _raise_only(level, shares, requests, limits, lendable)
     return shares
 
 
-def _levels(wanted: Sequence[Claim]) -> list[list[bool]]:
-    present = {claim.worker.qos for claim in wanted}
-    return [[claim.worker.qos is qos for claim in wanted] for qos in FIRST_IN_LINE if qos in present]
+def _levels(wanted: Sequence[Claim]) -> list[list[int]]:
+    places = {qos: [place for place, claim in enumerate(wanted) if claim.worker.qos is qos] for qos in FIRST_IN_LINE}
+    return [level for level in places.values() if level]
 
 
-def _only(level: Sequence[bool], targets: Sequence[int]) -> list[int]:
-    return [target if inside else 0 for inside, target in zip(level, targets, strict=True)]
+def _raise_only(
+    level: Sequence[int], shares: Sequence[int], bases: Sequence[int], targets: Sequence[int], total: int
+) -> list[int]:
+    after = list(shares)
+    free = total - sum(shares) + sum(shares[place] for place in level)
+    own, base, target = ([column[place] for place in level] for column in (shares, bases, targets))
+    raised = _raise(own, base, target, free)
+    for place, share in zip(level, raised, strict=True):
+        after[place] = share
+    return after
 
 
 def _raise(shares: Sequence[int], bases: Sequence[int], targets: Sequence[int], total: int) -> list[int]:
     """Raise every share to its target, or all to the highest common rise over their bases whose sum fits in total."""
+    full = list(map(max, shares, targets))
+    if sum(full) <= total:
+        return full
+    steps = [
+        (max(0, share - base), target - base)
+        for share, base, target in zip(shares, bases, targets, strict=True)
+        if target > share
+    ]
+    rise = _common_rise(steps, total - sum(shares))
+    lifted = [min(target, base + rise) for base, target in zip(bases, targets, strict=True)]
+    return list(map(max, shares, lifted)) if rise else list(shares)
 
-    def lifted(rise: int) -> list[int]:
-        return [
-            max(share, min(target, base + rise)) for share, base, target in zip(shares, bases, targets, strict=True)
-        ]
 
-    low, high = 0, max((target - base for target, base in zip(targets, bases, strict=True)), default=0)
-    if high <= 0:
-        return list(shares)
-    best = lifted(high)
-    if sum(best) <= total:
-        return best
-    best = list(shares)
-    while low < high:
-        middle = (low + high + 1) // 2
-        tried = lifted(middle)
-        if sum(tried) <= total:
-            low, best = middle, tried
-        else:
-            high = middle - 1
-    return best
+def _common_rise(steps: Sequence[tuple[int, int]], free: int) -> int:
+    """Return the highest rise for which the parts of it inside every (from, to) step sum up to at most `free`."""
+    rise = active = 0
+    turns = sorted([(start, 1) for start, _ in steps] + [(end, -1) for _, end in steps])
+    for at, change in turns:
+        if active * (at - rise) > free:
+            break
+        free -= active * (at - rise)
+        rise, active = at, active + change
+    return rise + max(0, free) // active if active else rise
 
 
 def _share(claim: Claim, vram_bytes: int) -> Share:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,8 +17,8 @@ class AgentSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TF_AGENT_", extra="forbid", frozen=True)
 
-    node: Annotated[str, Field(min_length=1)]
-    """Name of the node, as Kubernetes has it; documents for another one are refused."""
+    node: str = ""
+    """Name of the node, as Kubernetes has it; documents for another one are refused. A scenario names its own."""
     listen: str = "127.0.0.1:9400"
     """HOST:PORT of the API and the metrics; port 0 takes a free one. Other than loopback only with mutual TLS."""
     port_file: Path | None = None
@@ -32,15 +32,17 @@ class AgentSettings(BaseSettings):
     gpu_table: Path | None = None
     """A table of FP16 TFLOPs by model in place of the built-in one, for models that it does not know."""
     backend: Literal["observe", "simulated"] = "observe"
-    """What enforces quotas: nothing, or the simulated workers themselves."""
+    """What enforces quotas: nothing, or the simulated workers themselves; with a scenario the latter by default."""
     simulated_dir: Path | None = None
     """Where simulated workers that are processes of their own find their limits."""
     simulate: Path | None = None
-    """A scenario of devices and workers to play instead of reading NVML; implies the simulated backend."""
+    """A scenario of devices and workers to play instead of reading NVML."""
     lockstep: bool = False
     """With `simulate`: time stands still until POST /simulate/advance moves it."""
     tick_seconds: Annotated[PositiveFloat, Field(le=60)] = 1.0
     """Time between samples: shorter sees shorter bursts and costs more; the driver itself samples about each second."""
+    render_seconds: Annotated[float, Field(ge=0, le=60)] = 5.0
+    """Least time between two renderings of the metrics, which cost more than a tick; 0 renders on each tick."""
     process_list_ticks: PositiveInt = 3
     """Ticks between two full lists of GPU processes, which hold a lock of the driver for milliseconds."""
     tls_cert: Path | None = None
@@ -65,6 +67,11 @@ class AgentSettings(BaseSettings):
         """Return whether clients must prove who they are."""
         return None not in (self.tls_cert, self.tls_key, self.client_ca)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _backend_of_scenarios(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return {"backend": "simulated", **data} if data.get("simulate") else data
+
     @model_validator(mode="after")
     def _coherent(self) -> Self:
         if not self.host or not self.listen.rpartition(":")[2].isdigit() or self.port > 65535:
@@ -78,6 +85,8 @@ class AgentSettings(BaseSettings):
                 f"listen is {self.listen!r}: without authentication only a loopback address may be bound;"
                 " set tls_cert, tls_key and client_ca"
             )
+        if not self.node and self.simulate is None:
+            raise ValueError("node is not given: the name that Kubernetes has for this node")
         if self.lockstep and self.simulate is None:
             raise ValueError("lockstep needs a scenario to simulate")
         if self.lockstep and not _is_loopback(self.host):

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from agent.characters import CHARACTERS, Character, Demand
+from agent.gpus import GpuTable
 from agent.report import WorkerKey
 from agent.samples import DeviceSample, NodeSample, ProcessUse, SourceError, Worker
 from agent.scenario import Scenario, ScenarioDevice, ScenarioWorker
@@ -21,6 +22,8 @@ from autoscaler.contract.quota import DeviceQuota
 
 RESTART_SECONDS: Final = 300.0
 """How long a killed worker is away: pull, start and load of a model of some gigabytes."""
+
+_PIDS_PER_WORKER: Final = 100_000
 
 OOM_SOURCE: Final = "simulated"
 
@@ -60,6 +63,7 @@ class _Actor:
     parameters: Mapping[str, float]
     first_pid: int
     truth: Truth
+    limits: DeviceQuota | None = None
     down_until: float = float("-inf")
     vram_bytes: int = 0
     demand: Demand = field(default=Demand(0.0, 0))
@@ -75,7 +79,7 @@ class _Actor:
 class Simulation:
     """DeviceSource and ProcessDirectory of a scenario; each sample moves it to the time of the sample."""
 
-    def __init__(self, scenario: Scenario, limits_of: LimitsOf, tflops_of: Callable[[str], float | None]) -> None:
+    def __init__(self, scenario: Scenario, limits_of: LimitsOf, gpus: GpuTable) -> None:
         """Set the scene.
 
         Raises:
@@ -84,10 +88,7 @@ class Simulation:
         self.scenario = scenario
         self._limits_of = limits_of
         self._start, self._at = scenario.start_seconds, scenario.start_seconds
-        self._capacity = {device.uuid: tflops_of(device.model) for device in scenario.devices}
-        for device in scenario.devices:
-            if self._capacity[device.uuid] is None:
-                raise SourceError(f"device {device.uuid}: model {device.model!r} is not in the GPU table")
+        self._capacity = {device.uuid: _capacity(device, gpus) for device in scenario.devices}
         self._actors = [_actor(entry, number) for number, entry in enumerate(scenario.workers)]
 
     def sample(self, now: float) -> NodeSample:
@@ -101,7 +102,7 @@ class Simulation:
             actors = [actor for actor in self._actors if actor.uuid == device.uuid]
             self._play(device, actors, now)
             for actor in actors:
-                self._account(actor, now, elapsed)
+                _account(actor, now, elapsed)
             devices.append(self._show(index, device, actors, now))
         return NodeSample(now, tuple(devices), "simulated")
 
@@ -110,7 +111,10 @@ class Simulation:
 
     def worker_of(self, pid: int) -> Worker | None:
         """Return the worker whose process has that id now."""
-        return next((actor.worker for actor in self._actors if actor.pid == pid), None)
+        number = pid // _PIDS_PER_WORKER - 1
+        if not 0 <= number < len(self._actors) or self._actors[number].pid != pid:
+            return None
+        return self._actors[number].worker
 
     def workers(self) -> tuple[Worker, ...]:
         """Return all workers, those that are down too: their pods exist."""
@@ -132,50 +136,19 @@ class Simulation:
         return tuple(actor.truth for actor in self._actors)
 
     def _play(self, device: ScenarioDevice, actors: list[_Actor], now: float) -> None:
-        capacity = self._capacity[device.uuid] or 0.0
+        capacity = self._capacity[device.uuid]
         for actor in actors:
             actor.demand = actor.character.demand(now - (self._start or 0.0), actor.parameters, actor.seed)
-            self._allocate(device, actors, actor, now)
-            limits = self._limits_of(actor.worker, actor.uuid)
-            actor.ceiling_tflops = min(capacity, limits.tflops_limit) if limits is not None else capacity
+            actor.limits = self._limits_of(actor.worker, actor.uuid)
+            _allocate(device, actors, actor, now)
+            actor.ceiling_tflops = min(capacity, actor.limits.tflops_limit) if actor.limits is not None else capacity
         wants = [0.0 if now < actor.down_until else min(actor.demand.tflops, actor.ceiling_tflops) for actor in actors]
         share = min(1.0, capacity / total) if (total := sum(wants)) > 0 else 1.0
         for actor, want in zip(actors, wants, strict=True):
             actor.used_tflops = want * share
 
-    def _allocate(self, device: ScenarioDevice, actors: list[_Actor], actor: _Actor, now: float) -> None:
-        if now < actor.down_until:
-            return
-        limits = self._limits_of(actor.worker, actor.uuid)
-        others = sum(other.vram_bytes for other in actors if other is not actor)
-        free = device.vram_bytes - others
-        if actor.demand.vram_bytes <= (free if limits is None else min(free, limits.vram_limit_bytes)):
-            actor.vram_bytes = actor.demand.vram_bytes
-            return
-        actor.vram_bytes = 0
-        actor.truth.ooms += 1
-        actor.down_until = now + RESTART_SECONDS
-
-    def _account(self, actor: _Actor, now: float, elapsed: float) -> None:
-        truth, limits = actor.truth, self._limits_of(actor.worker, actor.uuid)
-        down = now < actor.down_until
-        truth.seconds += elapsed
-        truth.demand_tflops_seconds += actor.demand.tflops * elapsed
-        truth.used_tflops_seconds += actor.used_tflops * elapsed
-        truth.used_vram_byte_seconds += actor.vram_bytes * elapsed
-        truth.down_seconds += elapsed if down else 0.0
-        if not down and actor.ceiling_tflops < actor.demand.tflops:
-            truth.throttled_seconds += elapsed
-        if not down and actor.used_tflops < min(actor.demand.tflops, actor.ceiling_tflops) * (1 - 1e-9):
-            truth.contended_seconds += elapsed
-        if limits is not None:
-            truth.request_tflops_seconds += limits.tflops_request * elapsed
-            truth.limit_tflops_seconds += limits.tflops_limit * elapsed
-            truth.request_vram_byte_seconds += limits.vram_request_bytes * elapsed
-            truth.limit_vram_byte_seconds += limits.vram_limit_bytes * elapsed
-
     def _show(self, index: int, device: ScenarioDevice, actors: list[_Actor], now: float) -> DeviceSample:
-        capacity = self._capacity[device.uuid] or 1.0
+        capacity = self._capacity[device.uuid]
         up = [actor for actor in actors if now >= actor.down_until]
         processes = tuple(ProcessUse(actor.pid, actor.used_tflops / capacity, actor.vram_bytes) for actor in up)
         return DeviceSample(
@@ -190,6 +163,46 @@ class Simulation:
         )
 
 
+def _allocate(device: ScenarioDevice, actors: list[_Actor], actor: _Actor, now: float) -> None:
+    if now < actor.down_until:
+        return
+    limits = actor.limits
+    others = sum(other.vram_bytes for other in actors if other is not actor)
+    free = device.vram_bytes - others
+    if actor.demand.vram_bytes <= (free if limits is None else min(free, limits.vram_limit_bytes)):
+        actor.vram_bytes = actor.demand.vram_bytes
+        return
+    actor.vram_bytes = 0
+    actor.truth.ooms += 1
+    actor.down_until = now + RESTART_SECONDS
+
+
+def _account(actor: _Actor, now: float, elapsed: float) -> None:
+    truth, limits = actor.truth, actor.limits
+    down = now < actor.down_until
+    truth.seconds += elapsed
+    truth.demand_tflops_seconds += actor.demand.tflops * elapsed
+    truth.used_tflops_seconds += actor.used_tflops * elapsed
+    truth.used_vram_byte_seconds += actor.vram_bytes * elapsed
+    truth.down_seconds += elapsed if down else 0.0
+    if not down and actor.ceiling_tflops < actor.demand.tflops:
+        truth.throttled_seconds += elapsed
+    if not down and actor.used_tflops < min(actor.demand.tflops, actor.ceiling_tflops) * (1 - 1e-9):
+        truth.contended_seconds += elapsed
+    if limits is not None:
+        truth.request_tflops_seconds += limits.tflops_request * elapsed
+        truth.limit_tflops_seconds += limits.tflops_limit * elapsed
+        truth.request_vram_byte_seconds += limits.vram_request_bytes * elapsed
+        truth.limit_vram_byte_seconds += limits.vram_limit_bytes * elapsed
+
+
+def _capacity(device: ScenarioDevice, gpus: GpuTable) -> float:
+    row = gpus.lookup(device.model)
+    if row is None:
+        raise SourceError(f"device {device.uuid}: model {device.model!r} is not in the GPU table")
+    return row.tflops
+
+
 def _actor(entry: ScenarioWorker, number: int) -> _Actor:
     character = CHARACTERS[entry.character]
     return _Actor(
@@ -199,6 +212,6 @@ def _actor(entry: ScenarioWorker, number: int) -> _Actor:
         seed=entry.seed,
         character=character,
         parameters={**character.defaults, **entry.parameters},
-        first_pid=(number + 1) * 100_000,
+        first_pid=(number + 1) * _PIDS_PER_WORKER,
         truth=Truth(entry.namespace, entry.workload, entry.pod, entry.device),
     )

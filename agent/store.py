@@ -41,6 +41,8 @@ class QuotaStore:
         self._directory = directory
         self._current = directory / CURRENT_NAME
         self._previous = directory / PREVIOUS_NAME
+        self.document: QuotaDocument | None = None
+        """The document that was loaded or saved last."""
 
     def load(self) -> Loaded:
         """Return the newest good copy; a damaged file is moved aside, never used and never deleted.
@@ -54,6 +56,7 @@ class QuotaStore:
             for path in (self._current, self._previous):
                 document = self._read(path, problems)
                 if document is not None:
+                    self.document = document
                     return Loaded(document, tuple(problems))
         except OSError as error:
             raise StoreError(f"state directory {self._directory}: {error.strerror or error}") from error
@@ -70,6 +73,7 @@ class QuotaStore:
             _replace(self._current, _encode(document))
         except OSError as error:
             raise StoreError(f"{self._current}: {error.strerror or error}") from error
+        self.document = document
 
     def _keep_previous(self) -> None:
         try:

@@ -71,7 +71,7 @@ class Enforcer:
             return None
         if held.applied.effect in EFFECTIVE_NOW and not (held.applied.in_force and _meets(observed, wanted)):
             return None
-        return held.applied if observed == held.applied.observed else replace(held.applied, observed=observed)
+        return Applied(held.applied.effect, observed, held.applied.reason)
 
     def _apply(self, key: WorkerKey, share: Share, total_bytes: int) -> Applied:
         in_force = self.backend.in_force()

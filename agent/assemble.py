@@ -1,0 +1,102 @@
+"""From settings to an agent made of real parts: NVML and pods, or a simulation of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from agent.enforce.live import LastUse
+from agent.enforce.registry import BACKENDS
+from agent.enforce.simulated import SimulatedBackend
+from agent.enforce.transition import Enforcer
+from agent.exporter import Exporter
+from agent.gpus import GpuTable, load_gpu_table
+from agent.lockstep import Lockstep, RenderClock
+from agent.loop import Agent, Parts
+from agent.podfile import PodFile
+from agent.pods import PodDirectory, PodSource, QuotaPods
+from agent.samples import SourceError
+from agent.scenario import load_scenario
+from agent.settings import AgentSettings
+from agent.simulate import Simulation
+from agent.store import QuotaStore
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A ready agent that has ticked once, the clock it lives by, and what moves that clock where it stands still."""
+
+    agent: Agent
+    clock: Callable[[], float]
+    lockstep: Lockstep | None = None
+
+
+def assemble(settings: AgentSettings) -> Assembled:
+    """Return the agent with its stored quotas in force again.
+
+    Raises:
+        SourceError, ScenarioError, StoreError, BackendError, OSError, ValueError: a part cannot be used, and why.
+    """
+    gpus = load_gpu_table(settings.gpu_table)
+    if settings.simulate is not None:
+        return _simulated(settings, gpus)
+    agent = Agent(settings.node, _real(settings, gpus))
+    agent.tick(_wall_clock())
+    return Assembled(agent, _wall_clock)
+
+
+def _wall_clock() -> float:
+    return time.time()  # noqa: TID251  the shell owns the clock
+
+
+def _real(settings: AgentSettings, gpus: GpuTable) -> Parts:
+    from agent.nvml import NvmlSource
+
+    source = NvmlSource(list_processes_every_ticks=settings.process_list_ticks)
+    live_use, store = LastUse(), QuotaStore(settings.state_dir)
+    sources: list[PodSource] = [QuotaPods(lambda: store.document)]
+    if settings.pods_file is not None:
+        sources.insert(0, PodFile(settings.pods_file, settings.node))
+    return Parts(
+        source=source,
+        directory=PodDirectory(settings.proc_root, sources),
+        enforcer=Enforcer(BACKENDS[settings.backend](live_use, settings.simulated_dir)),
+        live_use=live_use,
+        store=store,
+        exporter=Exporter(gpus, settings.render_seconds),
+        gpus=gpus,
+        source_stats=source.stats,
+    )
+
+
+def _simulated(settings: AgentSettings, gpus: GpuTable) -> Assembled:
+    assert settings.simulate is not None
+    scenario = load_scenario(settings.simulate)
+    node = settings.node or scenario.node
+    if node != scenario.node:
+        raise SourceError(f"the scenario is for node {scenario.node!r}, this is {node!r}")
+    live_use = LastUse()
+    backend = BACKENDS[settings.backend](live_use, settings.simulated_dir)
+    limits_of = backend.limits_of if isinstance(backend, SimulatedBackend) else lambda _worker, _uuid: None
+    simulation = Simulation(scenario, limits_of, gpus)
+    parts = Parts(
+        source=simulation,
+        directory=simulation,
+        enforcer=Enforcer(backend),
+        live_use=live_use,
+        store=QuotaStore(settings.state_dir),
+        exporter=Exporter(gpus, settings.render_seconds),
+        gpus=gpus,
+        witness=simulation,
+    )
+    if settings.lockstep:
+        render = RenderClock()
+        # Each advance counts one on that clock: rendered once an advance, and stale never.
+        exporter = Exporter(gpus, render_every_seconds=1.0, clock=render)
+        agent = Agent(node, replace(parts, exporter=exporter))
+        lockstep = Lockstep(agent, simulation, settings.tick_seconds, render)
+        return Assembled(agent, lambda: lockstep.now, lockstep)
+    agent = Agent(node, parts)
+    agent.tick(_wall_clock())
+    return Assembled(agent, _wall_clock)

@@ -1,0 +1,32 @@
+"""What every worker uses now, as the last tick measured it, for backends that cannot see it themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.govern import id_of
+from agent.report import WorkerKey
+from agent.samples import Attribution, Worker
+from autoscaler.contract.quota import Observed
+
+_UNKNOWN = Observed()
+
+
+class LastUse:
+    """Callable as a backend's `LiveUse`."""
+
+    def __init__(self) -> None:
+        self._uses: dict[WorkerKey, Observed] = {}
+
+    def __call__(self, worker: Worker, uuid: str) -> Observed:
+        """Return the use without limits; nothing is known of a worker that the last tick did not see there."""
+        return self._uses.get((*id_of(worker), uuid), _UNKNOWN)
+
+    def update(self, attribution: Attribution, tflops: Mapping[str, float]) -> None:
+        """Take a tick's measurements; `tflops` is the capacity by device UUID, without those that are not known."""
+        uses: dict[WorkerKey, Observed] = {}
+        for use in attribution.uses:
+            capacity, ratio = tflops.get(use.uuid), use.compute_ratio
+            used = None if capacity is None or ratio is None else capacity * ratio
+            uses[(*id_of(use.worker), use.uuid)] = Observed(tflops_used=used, vram_used_bytes=use.vram_bytes)
+        self._uses = uses

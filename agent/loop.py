@@ -1,0 +1,254 @@
+"""The node's sentence: sample, attribute, govern, enforce, export; once a tick, over all devices.
+
+The order of a new document is: checked, stored, put into force, answered. Neighbours: `cli` wires the parts, `server`
+hands documents in and states out, `run` and `lockstep` say when to tick.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from agent.attribute import attribute
+from agent.enforce.backend import Applied
+from agent.enforce.live import LastUse
+from agent.enforce.transition import Enforcer
+from agent.exporter import Exporter
+from agent.govern import Claim, Share, claims, govern, id_of, rooms
+from agent.gpus import GpuTable
+from agent.quotas import Capacity, Denial, check_document, refuse
+from agent.report import AgentStats, DurationRecorder, SourceStats, TickReport, WorkerKey
+from agent.samples import Attribution, DeviceSample, DeviceSource, NodeSample, ProcessDirectory, Worker
+from agent.states import device_infos, worker_states
+from agent.store import QuotaStore, StoreError
+from autoscaler.contract.quota import DevicesStatus, QuotaDocument, QuotaStatus, Refusal
+
+_log = structlog.get_logger(__name__)
+
+
+class Witness(Protocol):
+    """Who can tell what a device does not show: being throttled, and dying of memory."""
+
+    def throttled(self) -> Mapping[WorkerKey, bool | None]:
+        """Return whether the limit held each worker back at the last sample."""
+        ...
+
+    def ooms(self) -> Mapping[tuple[str, str, str, str], int]:
+        """Return the total by worker, device and source."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an agent is made of; `source_stats` and `witness` are None where the source has none."""
+
+    source: DeviceSource
+    directory: ProcessDirectory
+    enforcer: Enforcer
+    live_use: LastUse
+    store: QuotaStore
+    exporter: Exporter
+    gpus: GpuTable
+    source_stats: Callable[[], SourceStats] | None = None
+    witness: Witness | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """The last tick: what was measured, what was governed from it, and what became of it."""
+
+    sample: NodeSample
+    attribution: Attribution
+    workers: tuple[Worker, ...]
+    shares: tuple[Share, ...]
+    applied: Mapping[WorkerKey, Applied]
+
+
+class _AtTick:
+    """A directory whose workers were read once, for everyone in this tick."""
+
+    def __init__(self, directory: ProcessDirectory) -> None:
+        self._workers = directory.workers()
+        self.worker_of = directory.worker_of
+
+    def workers(self) -> tuple[Worker, ...]:
+        return self._workers
+
+
+class Agent:
+    """One node. Ticks and documents exclude each other; reading the state waits for neither."""
+
+    def __init__(self, node: str, parts: Parts, timer: Callable[[], float] = time.perf_counter) -> None:
+        """Take up the stored quotas; the first tick puts them into force again.
+
+        Raises:
+            StoreError: the state directory cannot be used.
+        """
+        self.node = node
+        self._parts = parts
+        self._timer = timer
+        self._lock = threading.Lock()
+        self._scene: _Scene | None = None
+        self._devices: dict[str, DeviceSample] = {}
+        self._generations: dict[WorkerKey, int] = {}
+        self._sample_seconds, self._apply_seconds = DurationRecorder(), DurationRecorder()
+        self._applies: Counter[tuple[str, str, str]] = Counter()
+        self._overruns = 0
+        self._contact_at: float | None = None
+        for problem in parts.store.load().problems:
+            _log.error("quota_store_damaged", problem=problem)
+
+    def tick(self, now: float) -> None:
+        """Do the node's sentence once, at `now` (seconds since the epoch).
+
+        Raises:
+            SourceError: no device can be read; everything in force stays as it is.
+        """
+        with self._lock:
+            sample = self._sample(now)
+            directory = _AtTick(self._parts.directory)
+            previous = self._scene.attribution if self._scene is not None else None
+            attribution = attribute(sample, directory, previous, self._placed(directory.workers()))
+            self._settle(sample, attribution, directory.workers())
+            self._export(now)
+
+    def put(self, document: QuotaDocument, now: float) -> QuotaStatus | Refusal:
+        """Take a document: checked, stored, put into force, answered; a refusal has changed nothing."""
+        with self._lock:
+            self._contact_at = now
+            refusal = check_document(document, self.node, self._document, self._capacities())
+            if refusal is not None:
+                return refusal
+            if document != self._document:
+                try:
+                    self._parts.store.save(document)
+                except StoreError as error:
+                    return refuse(Denial.NOT_STORED, str(error), self._document)
+            if self._scene is not None:
+                self._settle(self._scene.sample, self._scene.attribution, self._scene.workers)
+            return self.state()
+
+    def state(self) -> QuotaStatus:
+        """Return every worker of the node, desired and observed."""
+        document, scene = self._document, self._scene
+        epoch, generation = (document.epoch, document.generation) if document is not None else (0, 0)
+        if scene is None:
+            return QuotaStatus(self.node, epoch, generation, ())
+        workers = worker_states(scene.shares, scene.applied, scene.attribution, self._parts.enforcer)
+        return QuotaStatus(self.node, epoch, generation, workers)
+
+    def devices(self) -> DevicesStatus:
+        """Return the devices of the last tick, and the backends that can enforce here."""
+        sample = self._scene.sample if self._scene is not None else NodeSample(0.0, ())
+        backend = self._parts.enforcer.backend.name
+        return DevicesStatus(self.node, device_infos(sample, self._parts.gpus), (backend,))
+
+    def exposition(self, *, openmetrics: bool) -> bytes:
+        """Return the body of /metrics."""
+        return self._parts.exporter.body(openmetrics)
+
+    def contacted(self, now: float) -> None:
+        """Note that a controller read the quotas."""
+        self._contact_at = now
+
+    def overran(self) -> None:
+        """Count a tick that took longer than its interval."""
+        self._overruns += 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether the devices were read and the stored quotas put into force at least once."""
+        return self._scene is not None
+
+    def close(self) -> None:
+        """Release the devices; what is in force stays."""
+        self._parts.source.close()
+
+    def _sample(self, now: float) -> NodeSample:
+        started = self._timer()
+        sample = self._parts.source.sample(now)
+        self._sample_seconds.observe(self._timer() - started)
+        for device in sample.devices:
+            if device.healthy or device.uuid not in self._devices:
+                self._devices[device.uuid] = device
+        return sample
+
+    @property
+    def _document(self) -> QuotaDocument | None:
+        return self._parts.store.document
+
+    def _placed(self, workers: tuple[Worker, ...]) -> set[WorkerKey]:
+        placed = {(*id_of(worker), uuid) for worker in workers for uuid in worker.devices}
+        if self._document is not None:
+            for entry in self._document.quotas:
+                placed.update((entry.pod_uid, entry.container, quota.uuid) for quota in entry.devices)
+        return placed
+
+    def _settle(self, sample: NodeSample, attribution: Attribution, workers: tuple[Worker, ...]) -> None:
+        """Govern and enforce, from what was measured and what is desired."""
+        self._parts.live_use.update(attribution, self._tflops())
+        wanted = claims(self._document, workers, attribution)
+        shares = govern(wanted, rooms(sample, wanted))
+        present = {id_of(worker) for worker in workers} | {id_of(claim.worker) for claim in wanted}
+        totals = {device.uuid: device.vram_total_bytes for device in sample.devices if device.healthy}
+        started = self._timer()
+        applied = self._parts.enforcer.enforce(shares, totals, present)
+        self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
+        self._scene = _Scene(sample, attribution, workers, shares, applied)
+        self._note_generations(wanted, applied)
+
+    def _count(self, attempts: tuple[Applied, ...], seconds: float) -> None:
+        if attempts:
+            self._apply_seconds.observe(seconds)
+        for attempt in attempts:
+            result = "applied" if attempt.in_force else "refused"
+            self._applies[self._parts.enforcer.backend.name, result, attempt.effect.value] += 1
+            if attempt.reason:
+                _log.warning("quota_not_in_force", reason=attempt.reason)
+
+    def _note_generations(self, wanted: tuple[Claim, ...], applied: Mapping[WorkerKey, Applied]) -> None:
+        if self._document is None:
+            return
+        named = {entry.pod_uid for entry in self._document.quotas}
+        keys = {(*id_of(claim.worker), claim.quota.uuid) for claim in wanted if claim.worker.pod_uid in named}
+        self._generations = {key: generation for key, generation in self._generations.items() if key in keys}
+        self._generations |= {key: self._document.generation for key in keys if applied[key].in_force}
+
+    def _export(self, now: float) -> None:
+        scene, witness = self._scene, self._parts.witness
+        assert scene is not None
+        backend = self._parts.enforcer.backend.name
+        stats = self._parts.source_stats() if self._parts.source_stats is not None else SourceStats()
+        report = TickReport(
+            at=now,
+            node=self.node,
+            sample=scene.sample,
+            attribution=scene.attribution,
+            quotas=self.state().workers,
+            generation=self._document.generation if self._document is not None else None,
+            applied=dict(self._generations),
+            throttled=witness.throttled() if witness is not None else {},
+            ooms=witness.ooms() if witness is not None else {},
+            backends=dict.fromkeys(scene.applied, backend),
+            last_contact_at=self._contact_at,
+            stats=AgentStats(
+                self._sample_seconds.read(), self._apply_seconds.read(), dict(self._applies), self._overruns, stats
+            ),
+        )
+        self._parts.exporter.update(report)
+
+    def _tflops(self) -> dict[str, float]:
+        return {uuid: capacity.tflops for uuid, capacity in self._capacities().items() if capacity.tflops is not None}
+
+    def _capacities(self) -> dict[str, Capacity]:
+        found = {}
+        for uuid, device in self._devices.items():
+            row = self._parts.gpus.lookup(device.model)
+            found[uuid] = Capacity(device.vram_total_bytes, row.tflops * device.mig_fraction if row else None)
+        return found

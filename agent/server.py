@@ -1,0 +1,133 @@
+"""The agent's HTTP API: quotas in, states and metrics out. A 4xx answer says what is wrong and has changed nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from agent.lockstep import Lockstep
+from agent.loop import Agent
+from agent.quotas import HTTP_STATUS, Denial
+from agent.settings import AgentSettings
+from autoscaler.contract.quota import DEVICES_PATH, MAX_BODY_BYTES, QUOTAS_PATH, QuotaDocument, Refusal
+
+ADVANCE_PATH: Final = "/simulate/advance"
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+_OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+class _Advance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    to: float
+
+
+class AgentApi:
+    """The handlers; `clock` gives seconds since the epoch, `lockstep` is None where time runs by itself."""
+
+    def __init__(self, agent: Agent, clock: Callable[[], float], lockstep: Lockstep | None = None) -> None:
+        self._agent = agent
+        self._clock = clock
+        self._lockstep = lockstep
+
+    def app(self) -> web.Application:
+        """Return the application with its routes."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_too_large])
+        app.router.add_put(QUOTAS_PATH, self.put_quotas)
+        app.router.add_get(QUOTAS_PATH, self.get_quotas)
+        app.router.add_get(DEVICES_PATH, self.get_devices)
+        app.router.add_get("/metrics", self.get_metrics)
+        app.router.add_get("/healthz", self.get_health)
+        app.router.add_get("/readyz", self.get_ready)
+        if self._lockstep is not None:
+            app.router.add_post(ADVANCE_PATH, self.advance)
+        return app
+
+    async def put_quotas(self, request: web.Request) -> web.Response:
+        """Take a document, and answer with the state of every worker once the quotas are in force."""
+        try:
+            document = msgspec.json.decode(await request.read(), type=QuotaDocument)
+        except msgspec.ValidationError as error:
+            return self._refused(Denial.INVALID, f"not a quota document: {error}")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return self._refused(Denial.MALFORMED, f"not JSON: {error}")
+        # The shield lets a document that was begun be finished when its sender hangs up.
+        answer = await asyncio.shield(asyncio.to_thread(self._agent.put, document, self._clock()))
+        if isinstance(answer, Refusal):
+            return _json(answer, HTTP_STATUS[Denial(answer.error)])
+        return _json(answer)
+
+    async def get_quotas(self, _request: web.Request) -> web.Response:
+        """Return desired and observed."""
+        self._agent.contacted(self._clock())
+        return _json(self._agent.state())
+
+    async def get_devices(self, _request: web.Request) -> web.Response:
+        """Return capacity and backends."""
+        return _json(self._agent.devices())
+
+    async def get_metrics(self, request: web.Request) -> web.Response:
+        """Return the exposition in the format that the scraper prefers."""
+        openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
+        body = self._agent.exposition(openmetrics=openmetrics)
+        return web.Response(body=body, headers={"Content-Type": _OPENMETRICS if openmetrics else _TEXT})
+
+    async def get_health(self, _request: web.Request) -> web.Response:
+        """Answer while the process serves."""
+        return web.Response(text="ok\n")
+
+    async def get_ready(self, _request: web.Request) -> web.Response:
+        """Answer 200 once the stored quotas are in force."""
+        if self._agent.ready:
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="no device was read yet\n")
+
+    async def advance(self, request: web.Request) -> web.Response:
+        """Move simulated time, and answer with the truth about every worker so far."""
+        assert self._lockstep is not None
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=_Advance)
+        except msgspec.DecodeError as error:
+            return self._refused(Denial.MALFORMED, f'expected {{"to": seconds}}: {error}')
+        if not math.isfinite(wanted.to):
+            return self._refused(Denial.MALFORMED, f"to is {wanted.to}, must be a time in seconds")
+        return _json(await asyncio.to_thread(self._lockstep.advance, wanted.to))
+
+    def _refused(self, denial: Denial, message: str) -> web.Response:
+        state = self._agent.state()
+        return _json(Refusal(denial.value, message, state.epoch, state.generation), HTTP_STATUS[denial])
+
+
+def tls_context(settings: AgentSettings) -> ssl.SSLContext | None:
+    """Return how to serve TLS, None to serve without.
+
+    Raises:
+        OSError: a file cannot be read, or is no certificate or key.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    if settings.client_ca is not None:
+        context.load_verify_locations(settings.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@web.middleware
+async def _too_large(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        answer: Awaitable[web.StreamResponse] = handler(request)
+        return await answer
+    except web.HTTPRequestEntityTooLarge:
+        refusal = Refusal(Denial.TOO_LARGE.value, f"the body is over {MAX_BODY_BYTES} bytes")
+        return _json(refusal, HTTP_STATUS[Denial.TOO_LARGE])
+
+
+def _json(answer: msgspec.Struct, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), status=status, content_type="application/json")

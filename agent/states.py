@@ -1,0 +1,58 @@
+"""What the node says of itself: the answers of the quota and device API, from the last tick's figures; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from agent.enforce.backend import Applied
+from agent.enforce.transition import Enforcer
+from agent.govern import Share, WorkerId, id_of
+from agent.gpus import GpuTable
+from agent.report import WorkerKey
+from agent.samples import Attribution, NodeSample, Worker
+from autoscaler.contract.quota import DeviceInfo, DeviceStatus, WorkerStatus
+
+_NO_QUOTA = "NoQuota: neither a document nor an annotation gives this worker amounts"
+
+
+def worker_states(
+    shares: Sequence[Share], applied: Mapping[WorkerKey, Applied], attribution: Attribution, enforcer: Enforcer
+) -> tuple[WorkerStatus, ...]:
+    """Return all workers with a share or a use, in the order of their identities."""
+    workers: dict[WorkerId, Worker] = {}
+    devices: dict[WorkerId, list[DeviceStatus]] = {}
+    for share in shares:
+        name, uuid = id_of(share.worker), share.quota.uuid
+        result = applied[(*name, uuid)]
+        reason = result.reason or share.reason
+        in_force = result.in_force and not reason
+        state = DeviceStatus(uuid, in_force, result.effect, result.observed, share.quota, reason)
+        workers[name] = share.worker
+        devices.setdefault(name, []).append(state)
+    for use in attribution.uses:
+        name = id_of(use.worker)
+        if (*name, use.uuid) not in applied:
+            observed = enforcer.backend.observe(use.worker, use.uuid)
+            state = DeviceStatus(use.uuid, False, enforcer.capabilities.vram, observed, None, _NO_QUOTA)
+            workers.setdefault(name, use.worker)
+            devices.setdefault(name, []).append(state)
+    return tuple(
+        WorkerStatus(one.pod_uid, one.namespace, one.pod, one.workload, tuple(devices[name]), one.container)
+        for name, one in sorted(workers.items(), key=lambda item: item[0])
+    )
+
+
+def device_infos(sample: NodeSample, gpus: GpuTable) -> tuple[DeviceInfo, ...]:
+    """Return every device of a sample with what is known of it."""
+    return tuple(
+        DeviceInfo(
+            uuid=device.uuid,
+            model=device.model,
+            vram_total_bytes=device.vram_total_bytes,
+            tflops=row.tflops * device.mig_fraction if (row := gpus.lookup(device.model)) else None,
+            vram_used_bytes=device.vram_used_bytes,
+            healthy=device.healthy,
+            reason=device.reason,
+        )
+        for device in sample.devices
+    )
