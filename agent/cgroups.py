@@ -33,8 +33,9 @@ def containers_of(cgroup_text: str) -> tuple[ContainerRef, ...]:
     refs: dict[str, ContainerRef] = {}
     for line in cgroup_text.splitlines():
         for ref in _refs(line.split(":", 2)[-1]):
-            if ref.container_id or ref.pod_uid not in refs:
-                refs.setdefault(ref.pod_uid, ref)
+            # With cgroup v1 some controllers know the pod only; the first container named for it counts.
+            if not refs.get(ref.pod_uid, ref).container_id:
+                refs[ref.pod_uid] = ref
     return tuple(refs.values())
 
 

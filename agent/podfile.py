@@ -44,7 +44,9 @@ class PodFile:
                 # Noted before it is parsed: a broken file is reported once, not each tick.
                 self._signature = signature
                 self._read()
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                self._signature = None
             self._report((f"{self._path}: {error}; the last good file stays in force",))
         return self._pods
 
