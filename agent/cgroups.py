@@ -34,7 +34,7 @@ def containers_of(cgroup_text: str) -> tuple[ContainerRef, ...]:
     for line in cgroup_text.splitlines():
         for ref in _refs(line.split(":", 2)[-1]):
             # With cgroup v1 some controllers know the pod only; the first container named for it counts.
-            if not refs.get(ref.pod_uid, ref).container_id:
+            if ref.pod_uid not in refs or not refs[ref.pod_uid].container_id:
                 refs[ref.pod_uid] = ref
     return tuple(refs.values())
 

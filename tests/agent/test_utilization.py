@@ -1,0 +1,79 @@
+"""Samples to ratios: the mean over the time that a process's samples cover, whatever the driver sends."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.utilization import HOLD_TICKS, UtilizationSample, UtilizationWindow
+
+SECOND = 1_000_000
+NOW = 1_700_000_000 * SECOND
+
+
+@pytest.fixture
+def window():
+    return UtilizationWindow(Counter())
+
+
+def test_several_samples_of_a_process_weigh_by_the_time_they_cover(window):
+    window.take([UtilizationSample(1, NOW, 0)], NOW, busy=False)
+    samples = [
+        UtilizationSample(1, NOW + 800_000, 50),
+        UtilizationSample(1, NOW + SECOND, 100),
+        UtilizationSample(2, NOW + SECOND, 30),
+    ]
+    assert window.take(samples, NOW + SECOND, busy=True) == {1: pytest.approx(0.6), 2: 0.3}
+
+
+def test_a_process_without_a_sample_is_idle_as_soon_as_another_has_a_newer_one(window):
+    window.take([UtilizationSample(1, NOW, 80)], NOW, busy=True)
+    assert window.take([UtilizationSample(2, NOW + SECOND, 10)], NOW + SECOND, busy=True) == {2: 0.1}
+
+
+def test_a_failed_call_holds_the_last_value_for_two_ticks(window):
+    window.take([UtilizationSample(1, NOW, 80)], NOW, busy=False)
+    ticks = [window.take(None, NOW + tick * SECOND, busy=False) for tick in (1, 2, 3)]
+    assert ticks == [{1: 0.8}, {1: 0.8}, {}]
+    assert not window.held()
+
+
+def test_a_driver_that_samples_each_tick_gives_the_mean_of_the_demand(window):
+    demand = [0, 20, 100, 0, 0, 65, 35, 0, 90, 10]
+    seconds = 0.0
+    for tick, percent in enumerate(demand, start=1):
+        at_us = NOW + tick * SECOND
+        rows = [UtilizationSample(1, at_us, percent)] if percent else []
+        seconds += window.take(rows, at_us, busy=percent > 0).get(1, 0.0)
+    assert seconds / len(demand) == pytest.approx(sum(demand) / len(demand) / 100, abs=0.01)
+
+
+rows = st.lists(
+    st.builds(
+        UtilizationSample,
+        st.integers(1, 4),
+        st.integers(NOW - 3 * SECOND, NOW + 3 * SECOND),
+        st.integers(0, 2**32 - 1) | st.integers(0, 110),
+    )
+)
+
+
+@given(
+    st.lists(st.tuples(st.none() | rows, st.integers(-2 * SECOND, 2 * SECOND), st.booleans() | st.none()), max_size=8)
+)
+def test_ratios_stay_in_their_range_and_idleness_is_found_in_time(ticks):
+    dropped: Counter[str] = Counter()
+    window = UtilizationWindow(dropped)
+    total = 0
+    for samples, offset_us, busy in ticks:
+        ratios = window.take(samples, NOW + offset_us, busy=busy)
+        total += len(samples or ())
+        assert all(0 <= ratio <= 1 for ratio in ratios.values())
+        assert 0 < window.last_seen_us(NOW + offset_us) <= NOW + offset_us
+    for _ in range(HOLD_TICKS + 1):
+        ratios = window.take([], NOW + 9 * SECOND, busy=True)
+    assert ratios == {}
+    assert sum(dropped.values()) <= total
