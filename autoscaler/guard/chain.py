@@ -50,7 +50,8 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Rows, limits: Limits) -> Allowed
     """Return what may be applied now; figures whose layer is not on, or not due for evaluation, stay in force."""
     figure = np.where(np.isnan(wanted.figure), fleet.current, wanted.figure)
     on = fleet.knobs.mode == ON
-    due = fleet.now - memory["evaluated_at"] >= EVALUATION_SLACK * fleet.knobs.evaluation
+    waited = fleet.now - memory["evaluated_at"]
+    due = (waited >= EVALUATION_SLACK * fleet.knobs.evaluation) | wanted.urgent
     idle = ~on & (figure != fleet.current)
     verdict = np.where(idle, VERDICT_CODE[Verdict.RECOMMEND_ONLY], VERDICT_CODE[Verdict.PASSED]).astype(np.int8)
     applied = np.where(on & due, figure, fleet.current)
@@ -70,12 +71,14 @@ def _remembered(case: Case, target: Case, due: Bools) -> Allowed:
     evaluated = due | np.isnan(memory["target"])
     memory["target"][:] = np.where(evaluated, target.figure, memory["target"])
     memory["verdict"][:] = np.where(evaluated, case.verdict, memory["verdict"])
+    memory["cause"][:] = np.where(evaluated, case.wanted.cause, memory["cause"])
     memory["evaluated_at"][due] = case.fleet.now
     return Allowed(
         fleet=case.fleet,
         wanted=case.wanted,
         figure=case.figure,
         target=memory["target"].copy(),
+        cause=memory["cause"].astype(np.int8),
         verdict=memory["verdict"].astype(np.int8),
     )
 

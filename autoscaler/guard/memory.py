@@ -17,6 +17,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "shrink_most": Column((5,), fill=np.nan),
     "evaluated_at": Column((5,), fill=NEVER),
     "verdict": Column((5,)),
+    "cause": Column((5,)),
     "target": Column((5,), fill=np.nan),
 }
 

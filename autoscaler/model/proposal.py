@@ -44,13 +44,15 @@ class Allowed:
     """What may be applied now; arrays (W, 5) by Field.
 
     `figure`: to be put in force (the one in force already where nothing moves). `target`: what is recommended, inside
-    bounds, order and device. `uncapped`: what the estimator said. `verdict`: code of what a guard did.
+    bounds, order and device. `cause`, `verdict`: codes of what led to it and of what a guard did, when it was last
+    evaluated.
     """
 
     fleet: Fleet
     wanted: Wanted
     figure: Floats
     target: Floats
+    cause: Codes
     verdict: Codes
 
     @property
@@ -82,7 +84,7 @@ class Allowed:
             allowed=float(self.figure[row, field]),
             lower_bound=float(wanted.lower[row, field]),
             upper_bound=float(wanted.upper[row, field]),
-            cause=CAUSES[int(wanted.cause[row, field])],
+            cause=CAUSES[int(self.cause[row, field])],
             verdict=VERDICTS[int(self.verdict[row, field])],
             inputs={name: float(column[row]) for name, column in wanted.inputs[field].items()},
         )

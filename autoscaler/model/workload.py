@@ -52,7 +52,7 @@ class Worker:
     pending: bool = False
     container: str = ""
     devices: tuple[str, ...] = ()
-    annotations: Manifest = EMPTY
+    annotations: Manifest = field(default_factory=lambda: EMPTY)
     """Only the tensor-fusion.ai/ keys."""
 
 
@@ -79,7 +79,7 @@ class Workload:
     rollout_in_progress: bool = False
     managed_elsewhere: str = ""
     """Name of an HPA or ScaledObject on the same target; empty when there is none."""
-    status: Manifest = EMPTY
+    status: Manifest = field(default_factory=lambda: EMPTY)
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
@@ -103,4 +103,4 @@ class BrokenWorkload:
     problems: tuple[Problem, ...]
     exists: bool = True
     generation: int = 0
-    status: Manifest = EMPTY
+    status: Manifest = field(default_factory=lambda: EMPTY)

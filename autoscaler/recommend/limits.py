@@ -13,7 +13,7 @@ import numpy as np
 
 from autoscaler.model import defaults
 from autoscaler.model.decision import Field
-from autoscaler.model.defaults import MINUTE
+from autoscaler.model.defaults import HOUR, MINUTE
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.reasons import Cause
 from autoscaler.model.resources import Resource
@@ -21,7 +21,6 @@ from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Floats
 from autoscaler.recommend.estimate import Estimate, choose
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, quantiles
-from autoscaler.recommend.vram import OOM_HOLD_SECONDS
 
 OVER_REQUEST_RATIO: Final = 1.3
 OVER_PEAK_RATIO: Final = 1.25
@@ -31,6 +30,7 @@ LOWER_RATIO: Final = 0.8
 VRAM_LOWER_RATIO: Final = 0.9
 NEAR_LIMIT_RATIO: Final = 0.96
 CALM_SECONDS: Final = 10 * MINUTE
+OOM_HOLD_SECONDS: Final = 2 * HOUR
 
 
 def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
@@ -87,21 +87,22 @@ def vram_limits(fleet: Fleet, memory: Rows, high: Floats, inputs: dict[str, Floa
     formula, percentile, quantile = _formula(fleet, memory, Resource.VRAM)
     explicit = ~np.isnan(percentile)
     device = fleet.device[:, Resource.VRAM]
-    ceiling = np.where(explicit, np.fmin(np.fmax(formula, (1 + defaults.VRAM_HEADROOM_RATIO) * live), device), high)
-    ran_out = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
-    wanted = np.where(ran_out, np.fmin(np.fmax(ceiling, memory["oom_floor"]), device), ceiling)
-    near = live > NEAR_LIMIT_RATIO * current
+    ceiling = np.where(explicit, np.minimum(np.fmax(formula, (1 + defaults.VRAM_HEADROOM_RATIO) * live), device), high)
+    held = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
+    oom_floor = np.minimum(np.where(held, memory["oom_floor"], np.nan), device)
+    wanted = np.fmax(ceiling, oom_floor)
+    ran_out = oom_floor > current
+    near = (live > NEAR_LIMIT_RATIO * current) & (wanted > current)
     steps = (
         (np.isnan(wanted), current, Cause.NO_DATA),
-        (ran_out & (wanted > current), wanted, Cause.OOM_SEEN),
-        (near & (wanted > current), wanted, Cause.SATURATED),
+        (ran_out, wanted, Cause.OOM_SEEN),
+        (near, wanted, Cause.SATURATED),
         (wanted > RAISE_RATIO * current, wanted, Cause.RAISED),
         (wanted < VRAM_LOWER_RATIO * current, wanted, Cause.SURPLUS),
     )
     figure, cause = choose(current, steps)
-    urgent = (near | ran_out) & (wanted > current)
-    named = {**inputs, "percentile": percentile, "quantile": quantile}
-    return Estimate(figure, wanted / RAISE_RATIO, wanted / VRAM_LOWER_RATIO, cause, np.asarray(urgent), named)
+    named = {**inputs, "percentile": percentile, "quantile": quantile, "oom_floor": oom_floor}
+    return Estimate(figure, wanted / RAISE_RATIO, wanted / VRAM_LOWER_RATIO, cause, near | ran_out, named)
 
 
 def _formula(fleet: Fleet, memory: Rows, resource: Resource) -> tuple[Floats, Floats, Floats]:

@@ -101,18 +101,19 @@ def vram_requests(fleet: Fleet, memory: Rows, low: Floats, inputs: dict[str, Flo
     cooled = np.maximum((1 + defaults.VRAM_HEADROOM_RATIO) * use, defaults.COOLED_VRAM_BYTES)
     idle = (idle_seconds > fleet.knobs.level_cool) & (cooled < low)
     target = np.where(idle, cooled, low)
+    needed = np.where(idle, use, low / (1 + inputs["buffer_ratio"]))
     steps = (
         (np.isnan(target), current, Cause.NO_DATA),
-        (target > current, target, Cause.RAISED),
+        (needed > current, target, Cause.RAISED),
         ((target < (1 - SURPLUS_RATIO) * current) & idle, target, Cause.IDLE),
         (target < (1 - SURPLUS_RATIO) * current, target, Cause.SURPLUS),
     )
     figure, cause = choose(current, steps)
     return Estimate(
         figure=figure,
-        lower=target,
+        lower=needed,
         upper=target / (1 - SURPLUS_RATIO),
         cause=cause,
-        urgent=np.asarray(target > current, dtype=np.bool_) & ~idle,
+        urgent=np.zeros(len(fleet), dtype=np.bool_),
         inputs={**inputs, "idle_seconds": np.where(np.isfinite(idle_seconds), idle_seconds, np.nan), "use": use},
     )

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 
 from autoscaler.model import defaults
-from autoscaler.model.defaults import HOUR
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
@@ -23,7 +22,6 @@ from autoscaler.recommend.histogram import VRAM_BUCKETS, quantiles
 PRIOR_SAMPLES: Final = 60.0
 PRIOR_MARGIN: Final = 0.6
 LEAST_MARGIN_RATIO: Final = 0.08
-OOM_HOLD_SECONDS: Final = 2 * HOUR
 WORKING_PERCENTILE: Final = 0.95
 
 
@@ -44,9 +42,7 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     live = np.fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
     headroom = 1 + defaults.VRAM_HEADROOM_RATIO
     high = np.fmax(np.fmin(peak * (1 + margin), cap * q95), headroom * peak)
-    recent_oom = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
-    oom_floor = np.where(recent_oom, memory["oom_floor"], np.nan)
-    high = np.fmin(np.fmax(high, oom_floor), fleet.device[:, Resource.VRAM])
+    high = np.minimum(high, fleet.device[:, Resource.VRAM])
     buffer = knobs.request_buffer[:, Resource.VRAM]
     above = np.where(np.isnan(buffer), knobs.level_vram_margin, buffer)
     low = np.fmin(np.fmax(live, working) * (1 + above), np.fmax(high, headroom * live))
@@ -58,7 +54,6 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
         "margin_ratio": margin,
         "burst_cap": cap,
         "live": live,
-        "oom_floor": oom_floor,
     }
     return low, high, inputs
 
