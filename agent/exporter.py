@@ -9,19 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from itertools import accumulate
+from typing import Any, Final, TypeAlias
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
 from agent.gpus import GpuTable
 from agent.report import DURATION_BOUNDS_SECONDS, Durations, TickReport
-from agent.series import Sample, agent_samples, worker_and_device_samples
+from agent.series import Labels, Sample, agent_samples, worker_and_device_samples
 from agent.totals import Totals
 from autoscaler.contract import metrics as contract
 from autoscaler.contract.metrics import MetricType
+
+_END: Final = b"# EOF\n"
+_FAMILIES: Final[dict[MetricType, Any]] = {
+    MetricType.GAUGE: GaugeMetricFamily,
+    MetricType.COUNTER: CounterMetricFamily,
+    MetricType.HISTOGRAM: HistogramMetricFamily,
+}
 
 
 class Exporter:
@@ -43,7 +51,7 @@ class Exporter:
         self._updated_at = clock()
         self._rendered_at: float | None = None
         self._formats: frozenset[bool] = frozenset()
-        self._page = _Page((), ())
+        self._page = _Page({}, {})
 
     def update(self, report: TickReport) -> None:
         """Add one tick to the totals, and render it when the last rendering is old enough."""
@@ -63,69 +71,76 @@ class Exporter:
 
     def _render(self, report: TickReport) -> None:
         self._totals.turn_peaks(scraped=self._page.scraped)
-        measured = families(worker_and_device_samples(report, self._totals, self._gpus))
-        page = _Page(measured, families(agent_samples(report)))
+        measured = _grouped(worker_and_device_samples(report, self._totals, self._gpus))
+        page = _Page(measured, _grouped(agent_samples(report)), self._page)
         for openmetrics in self._formats:
             page.body(openmetrics, fresh=True)
         # Swapped in whole: a scrape in another thread sees the old page or the new one.
         self._page = page
 
 
-class _Page:
-    """One rendering; a format that nobody asked for before is rendered by its first scrape, then cached."""
+_Rows: TypeAlias = list[tuple[Labels, float | Durations]]
+_Table: TypeAlias = dict[contract.Metric, _Rows]
 
-    def __init__(self, measured: tuple[Metric, ...], own: tuple[Metric, ...]) -> None:
-        self._measured, self._own = measured, own
+
+class _Page:
+    """One rendering, family by family; a family that did not change keeps its text from the page before.
+
+    A format that nobody asked for before is rendered by its first scrape, then cached.
+    """
+
+    def __init__(self, measured: _Table, own: _Table, before: _Page | None = None) -> None:
+        self._measured, self._rows = measured, measured | own
+        kept = before.texts if before is not None else {}
+        self.texts: dict[tuple[contract.Metric, bool], tuple[_Rows, bytes]] = {
+            key: (rows, text) for key, (rows, text) in kept.items() if self._rows.get(key[0]) == rows
+        }
         self._bodies: dict[tuple[bool, bool], bytes] = {}
         self.scraped = False
 
     def body(self, openmetrics: bool, *, fresh: bool) -> bytes:
         key = (openmetrics, fresh)
         if key not in self._bodies:
-            registry = CollectorRegistry()
-            registry.register(_Families(self._measured + self._own if fresh else self._own))
-            render = generate_openmetrics if openmetrics else generate_latest
-            self._bodies[key] = render(registry)
+            shown = [metric for metric in self._rows if fresh or metric not in self._measured]
+            texts = [self._text(metric, openmetrics) for metric in shown]
+            self._bodies[key] = b"".join([*texts, _END if openmetrics else b""])
         return self._bodies[key]
 
+    def _text(self, metric: contract.Metric, openmetrics: bool) -> bytes:
+        key = (metric, openmetrics)
+        if key not in self.texts:
+            rows = self._rows[metric]
+            render = generate_openmetrics if openmetrics else generate_latest
+            # Our names are plain, so no escaping scheme touches them; this one looks at them fastest.
+            text: bytes = render(_OneFamily(_family(metric, rows)), ALLOWUTF8)
+            self.texts[key] = (rows, text.removesuffix(_END))
+        return self.texts[key][1]
 
-class _Families(Collector):
-    """Hands ready families to prometheus_client; describes nothing, for names come with the data."""
 
-    def __init__(self, ready: tuple[Metric, ...]) -> None:
-        self._ready = ready
+class _OneFamily(Collector):
+    """Hands a ready family to prometheus_client."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
 
     def collect(self) -> Iterable[Metric]:
-        return self._ready
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
+        return (self._family,)
 
 
-def families(samples: Iterable[Sample]) -> tuple[Metric, ...]:
-    """Return prometheus_client families for samples of the metric table, in the order they first appear."""
-    made: dict[str, Metric] = {}
+def _grouped(samples: Iterable[Sample]) -> _Table:
+    table: _Table = {}
     for metric, labels, value in samples:
-        family = made.get(metric.name)
-        if family is None:
-            family = made[metric.name] = _family(metric)
-        if isinstance(value, Durations):
-            assert isinstance(family, HistogramMetricFamily)
-            family.add_metric(labels, _buckets(value), value.total_seconds)
-        else:
-            assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
-            family.add_metric(labels, value)
-    return tuple(made.values())
+        table.setdefault(metric, []).append((labels, value))
+    return table
 
 
-def _family(metric: contract.Metric) -> Metric:
-    match metric.type:
-        case MetricType.COUNTER:
-            return CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
-        case MetricType.HISTOGRAM:
-            return HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-        case _:
-            return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+def _family(metric: contract.Metric, rows: _Rows) -> Metric:
+    family = _FAMILIES[metric.type](metric.name, metric.help, labels=metric.labels)
+    for labels, value in rows:
+        figures = (_buckets(value), value.total_seconds) if isinstance(value, Durations) else (value,)
+        family.add_metric(labels, *figures)
+    assert isinstance(family, Metric)
+    return family
 
 
 def _buckets(durations: Durations) -> list[tuple[str, float]]:

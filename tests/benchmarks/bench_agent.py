@@ -1,0 +1,222 @@
+"""What the node agent costs: CPU of a tick, a rendering and a scrape, over NVML's true ABI, 8 GPUs × 50 workers.
+
+    python -m tests.benchmarks.bench_agent [--gpus 8] [--workers 50] [--ticks 60] [--seed 1]
+
+Times are CPU milliseconds of this process (the stand-in for the driver runs in it). A real driver takes time of its own
+for its calls; that is waiting, not CPU of the agent. Prints a table, then one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from agent.assemble import assemble
+from agent.attribute import attribute
+from agent.exporter import Exporter
+from agent.loop import Agent
+from agent.report import TickReport
+from agent.samples import Attribution
+from agent.settings import AgentSettings
+from autoscaler.contract.keys import QoS
+from autoscaler.contract.quota import DeviceQuota, QuotaDocument, QuotaStatus, WorkerQuota
+from tests.agent.nvml_standin import STATE_VARIABLE, Device, NvmlStandIn, Process, State
+
+GIB = 1024**3
+RENDER_EVERY_SECONDS = 5
+
+
+class Fleet:
+    """A node's devices, processes and pods in a directory, drawn from a seed."""
+
+    def __init__(self, root: Path, gpus: int, workers: int, seed: int) -> None:
+        self.root, self.gpus, self.workers = root, gpus, workers
+        self.random = random.Random(seed)
+        self.standin = NvmlStandIn(root)
+        self.names = [(gpu, number) for gpu in range(gpus) for number in range(workers)]
+        for gpu, number in self.names:
+            self._run(gpu, number)
+        (root / "pods.json").write_text(json.dumps([self._pod(*name) for name in self.names]), encoding="utf-8")
+
+    def stir(self) -> None:
+        """Give every process new use; about a third is idle."""
+        share = 180 // self.workers
+        processes = tuple(
+            Process(
+                gpu,
+                self.pid(gpu, number),
+                self.random.randrange(GIB),
+                max(0, self.random.randint(-share // 2, share)),
+                period_us=500,
+            )
+            for gpu, number in self.names
+        )
+        devices = tuple(
+            Device(f"GPU-{gpu}", "NVIDIA H100 80GB HBM3", 80 * GIB, 60 * GIB, 95) for gpu in range(self.gpus)
+        )
+        self.standin.write(State(devices, processes))
+
+    def document(self) -> QuotaDocument:
+        quotas = (
+            WorkerQuota(
+                self.uid(gpu, number),
+                "team",
+                f"pod-{gpu}-{number}",
+                f"work-{number}",
+                QoS.MEDIUM,
+                (DeviceQuota(f"GPU-{gpu}", 10.0, 100.0, GIB, 2 * GIB),),
+                "main",
+            )
+            for gpu, number in self.names
+        )
+        return QuotaDocument(1, 1, "node-1", tuple(quotas))
+
+    def pid(self, gpu: int, number: int) -> int:
+        return 1000 + gpu * self.workers + number
+
+    def uid(self, gpu: int, number: int) -> str:
+        return f"00000000-0000-0000-{gpu:04x}-{number:012x}"
+
+    def _container(self, gpu: int, number: int) -> str:
+        return f"{gpu:032x}{number:032x}"
+
+    def _pod(self, gpu: int, number: int) -> dict[str, object]:
+        return {
+            "uid": self.uid(gpu, number),
+            "namespace": "team",
+            "name": f"pod-{gpu}-{number}",
+            "labels": {"tensor-fusion.ai/workload": f"work-{number}"},
+            "containers": [{"name": "main", "id": self._container(gpu, number)}],
+        }
+
+    def _run(self, gpu: int, number: int) -> None:
+        directory = self.root / "proc" / str(self.pid(gpu, number))
+        directory.mkdir(parents=True)
+        (directory / "stat").write_text(f"1 (python) S {'0 ' * 18}100 {'0 ' * 30}\n", encoding="utf-8")
+        path = f"0::/kubepods/burstable/pod{self.uid(gpu, number)}/{self._container(gpu, number)}\n"
+        (directory / "cgroup").write_text(path, encoding="utf-8")
+
+
+def cpu_ms(action: Callable[[], object]) -> float:
+    started = time.process_time()
+    action()
+    return (time.process_time() - started) * 1e3
+
+
+def build(fleet: Fleet) -> tuple[Agent, Callable[[], float]]:
+    """Return the agent of the real parts, and its clock: one second a tick, so that rendering falls due as in life."""
+    os.environ[STATE_VARIABLE] = str(fleet.standin.state_file)
+    # Loaded under its SONAME first, it is what nvidia-ml-py finds.
+    ctypes.CDLL(str(fleet.standin.library), ctypes.RTLD_GLOBAL)
+    settings = AgentSettings(
+        node="node-1",
+        state_dir=fleet.root / "state",
+        pods_file=fleet.root / "pods.json",
+        proc_root=fleet.root / "proc",
+        backend="simulated",
+        render_seconds=RENDER_EVERY_SECONDS,
+    )
+    parts = assemble(settings).agent._parts
+    ticks = iter(range(10**9))
+    agent = Agent(
+        "node-1", replace(parts, exporter=Exporter(parts.gpus, RENDER_EVERY_SECONDS, clock=lambda: float(next(ticks))))
+    )
+    return agent, time.time
+
+
+def measure(fleet: Fleet, ticks: int) -> dict[str, list[float]]:
+    fleet.stir()
+    agent, clock = build(fleet)
+    agent.tick(clock())
+    answer = agent.put(fleet.document(), clock())
+    assert isinstance(answer, QuotaStatus), answer
+    agent.exposition(openmetrics=True)
+    parts = agent._parts
+    times: dict[str, list[float]] = {name: [] for name in ("tick", "sample", "attribute", "render", "scrape")}
+    for tick in range(ticks):
+        if tick % 10 == 0:
+            fleet.stir()
+        time.sleep(0.002)  # Lets the driver's sample period end.
+        times["tick"].append(cpu_ms(lambda: agent.tick(clock())))
+        time.sleep(0.002)
+        times["sample"].append(cpu_ms(lambda: parts.source.sample(clock())))
+        times["attribute"].append(cpu_ms(partial(attribute_again, agent)))
+    assert len(attribute_again(agent).uses) == fleet.gpus * fleet.workers
+    for _ in range(10):
+        exporter, report = Exporter(parts.gpus), agent_report(agent)
+        times["render"].append(cpu_ms(partial(render, exporter, report)))
+        times["scrape"].append(cpu_ms(partial(exporter.body, openmetrics=True)))
+    times["series"] = [float(exporter.body(openmetrics=True).count(b"\n"))]
+    return times
+
+
+def attribute_again(agent: Agent) -> Attribution:
+    scene = agent._scene
+    assert scene is not None
+    return attribute(scene.sample, agent._parts.directory, scene.attribution)
+
+
+def render(exporter: Exporter, report: TickReport) -> None:
+    """Render every family anew; a running agent keeps the text of those that did not change."""
+    exporter.update(report)
+    exporter.body(openmetrics=True)
+
+
+def agent_report(agent: Agent) -> TickReport:
+    """Return the report of the agent's last tick, by standing where its exporter stands."""
+
+    class Catch:
+        def update(self, report):
+            self.report = report
+
+    catch = Catch()
+    twin = Agent("node-1", replace(agent._parts, exporter=catch))
+    twin.tick(time.time())
+    return catch.report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (("gpus", 8), ("workers", 50), ("ticks", 60), ("seed", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        times = measure(Fleet(Path(root), args.gpus, args.workers, args.seed), args.ticks)
+    lines = times.pop("series")[0]
+    result = {
+        name: {"mean": round(statistics.fmean(t), 3), "p95": round(sorted(t)[int(len(t) * 0.95)], 3)}
+        for name, t in times.items()
+    }
+    print(
+        f"{args.gpus} GPUs × {args.workers} workers, {lines:.0f} lines; CPU ms (a tick renders every {RENDER_EVERY_SECONDS} s)"
+    )
+    for name, row in result.items():
+        print(f"  {name:<10} mean {row['mean']:8.3f}   p95 {row['p95']:8.3f}")
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        json.dumps(
+            {
+                "gpus": args.gpus,
+                "workers": args.workers,
+                "seed": args.seed,
+                "lines": lines,
+                "rss_mib": round(peak_mib, 1),
+                "cpu_ms": result,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
