@@ -33,8 +33,13 @@ _ALLOWED_BY_TYPE: Final = {
 
 
 def shown(value: object) -> str:
-    """Return a value as text for a problem, cut where it gets long."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    """Return a value as text for a problem, cut where it gets long; of a mapping only the keys."""
+    if isinstance(value, Mapping):
+        text = "{" + ", ".join(str(key) for key in value) + "}"
+    elif isinstance(value, list):
+        text = f"[{len(value)} items]" if value else "[]"
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= _MAX_VALUE_CHARACTERS else text[: _MAX_VALUE_CHARACTERS - 1] + "…"
 
 

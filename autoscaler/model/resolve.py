@@ -231,9 +231,11 @@ def _injected(own: Annotations, owner: Owner) -> tuple[str, ...]:
 
 
 def _warnings(own: Annotations, spec: WorkloadProfileSpec, owner: Owner) -> Iterable[str]:
-    replicas = _first(own.replicas, spec.replicas)
-    if replicas is not None and owner.replicas is not None and replicas != owner.replicas:
-        yield f"{keys.REPLICAS} is {replicas}, but the owner has {owner.replicas} replicas"
+    for source, replicas in ((keys.REPLICAS, own.replicas), ("replicas of the profile", spec.replicas)):
+        if replicas is not None:
+            if owner.replicas is not None and replicas != owner.replicas:
+                yield f"{source}: {replicas} workers, but the owner's replicas are {owner.replicas}"
+            break
     if own.autoscale_target is not None and not _first(own.autoscale, own.auto_resources):
         yield f"{keys.AUTOSCALE_TARGET} changes nothing without {keys.AUTOSCALE}: 'true'"
     yield from policies.config_warnings(spec.auto_scaling_config or AutoScalingConfig())

@@ -48,7 +48,8 @@ def load_documents(paths: Iterable[Path]) -> Manifests:
         for part in _parts(text):
             try:
                 body = yaml.load(part.text, Loader=_ManifestLoader)  # noqa: S506  a SafeLoader with stricter keys
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
+                # PyYAML lets some scalars (0b_) and deep nesting escape as plain Python errors.
                 problems.append(_broken(path, part, error))
             else:
                 documents.append(Document(str(path), part.index, part.line, body))
@@ -93,10 +94,12 @@ def _lines_before_content(part: str) -> int:
     return 0
 
 
-def _broken(path: Path, part: _Part, error: yaml.YAMLError) -> Problem:
+def _broken(path: Path, part: _Part, error: Exception) -> Problem:
     line, reason = part.line, str(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        line = part.offset + error.problem_mark.line + 1
+        # What is missing at the end is reported beyond it.
+        last = len(part.text.rstrip().splitlines()) - 1
+        line = part.offset + min(error.problem_mark.line, last) + 1
         reason = error.problem or error.context or reason
     return Problem(f"document {part.index}", reason, "valid YAML", source=f"{path}:{line}")
 
