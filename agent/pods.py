@@ -64,6 +64,8 @@ class PodDirectory(ProcessDirectory):
         self._proc_root = str(proc_root)
         self._sources = tuple(sources)
         self._answers: list[Mapping[str, KnownPod] | None] = []
+        self._listed: Mapping[str, KnownPod] | None = None
+        self._workers: tuple[Worker, ...] = ()
         self._processes: dict[int, _Process] = {}
         self._asked: set[int] = set()
         self._told_denied = False
@@ -71,11 +73,12 @@ class PodDirectory(ProcessDirectory):
     def workers(self) -> tuple[Worker, ...]:
         """Return the workers of the first source that can tell; reads the sources anew, so call it once a tick."""
         self._refresh()
-        for pods in self._answers:
-            if pods is not None:
-                # A static pod stands under two UIDs.
-                return tuple(dict.fromkeys(worker for pod in pods.values() for worker in pod.workers))
-        return ()
+        pods = next((answer for answer in self._answers if answer is not None), None)
+        if pods is not self._listed:
+            # A static pod stands under two UIDs, and counts once.
+            each = {id(pod): pod for pod in (pods or {}).values()}
+            self._listed, self._workers = pods, tuple(worker for pod in each.values() for worker in pod.workers)
+        return self._workers
 
     def worker_of(self, pid: int) -> Worker | None:
         """Return the worker of a host process, None when it has ended or belongs to none."""
