@@ -1,0 +1,5 @@
+"""`python -m agent` is tf-agent."""
+
+from agent.cli import main
+
+main()
