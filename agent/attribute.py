@@ -7,7 +7,7 @@ directory has no figure at all. Neighbours: a device source samples, a process d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias, TypeVar
 
@@ -45,9 +45,10 @@ def attribute(
     seen = (previous.seen if previous is not None else frozenset()) | _resolved(placed, workers)
     uses: list[WorkerUse] = []
     rest = []
+    at_home = _by_device(seen, workers)
     for device in sample.devices:
         if device.healthy:
-            own = _uses(device, _by_worker(device, directory), _idle(device, workers, seen))
+            own = _uses(device, _by_worker(device, directory), at_home.get(device.uuid, ()))
             uses += own
             rest.append(_unattributed(device, own))
     present = {device.uuid for device in sample.devices}
@@ -65,12 +66,18 @@ def _by_worker(device: DeviceSample, directory: ProcessDirectory) -> dict[_Worke
     return groups
 
 
-def _idle(device: DeviceSample, workers: Mapping[_WorkerId, Worker], seen: _Seen) -> Iterator[Worker]:
-    return (worker for key, worker in workers.items() if (*key, device.uuid) in seen)
+def _by_device(seen: _Seen, workers: Mapping[_WorkerId, Worker]) -> dict[str, list[Worker]]:
+    """Return the known workers of each device, in a steady order."""
+    placed: dict[str, list[Worker]] = {}
+    for pod_uid, container, uuid in sorted(seen):
+        worker = workers.get((pod_uid, container))
+        if worker is not None:
+            placed.setdefault(uuid, []).append(worker)
+    return placed
 
 
 def _uses(
-    device: DeviceSample, active: Mapping[_WorkerId, tuple[Worker, list[ProcessUse]]], idle: Iterator[Worker]
+    device: DeviceSample, active: Mapping[_WorkerId, tuple[Worker, list[ProcessUse]]], placed: Iterable[Worker]
 ) -> list[WorkerUse]:
     uses = [
         WorkerUse(
@@ -87,7 +94,7 @@ def _uses(
     vram_bytes = 0 if device.processes_known else None
     uses += [
         WorkerUse(worker, device.uuid, device.sampled_at, ratio, vram_bytes)
-        for worker in idle
+        for worker in placed
         if _id(worker) not in active
     ]
     return _rescaled(uses, device.compute_ratio)

@@ -25,6 +25,7 @@ from autoscaler.contract import metrics as contract
 from autoscaler.contract.metrics import MetricType
 
 _END: Final = b"# EOF\n"
+_METRICS: Final = {m.name: m for m in (*contract.WORKER_METRICS, *contract.DEVICE_METRICS, *contract.AGENT_METRICS)}
 _FAMILIES: Final[dict[MetricType, Any]] = {
     MetricType.GAUGE: GaugeMetricFamily,
     MetricType.COUNTER: CounterMetricFamily,
@@ -80,7 +81,7 @@ class Exporter:
 
 
 _Rows: TypeAlias = list[tuple[Labels, float | Durations]]
-_Table: TypeAlias = dict[contract.Metric, _Rows]
+_Table: TypeAlias = dict[str, _Rows]
 
 
 class _Page:
@@ -92,7 +93,7 @@ class _Page:
     def __init__(self, measured: _Table, own: _Table, before: _Page | None = None) -> None:
         self._measured, self._rows = measured, measured | own
         kept = before.texts if before is not None else {}
-        self.texts: dict[tuple[contract.Metric, bool], tuple[_Rows, bytes]] = {
+        self.texts: dict[tuple[str, bool], tuple[_Rows, bytes]] = {
             key: (rows, text) for key, (rows, text) in kept.items() if self._rows.get(key[0]) == rows
         }
         self._bodies: dict[tuple[bool, bool], bytes] = {}
@@ -101,18 +102,18 @@ class _Page:
     def body(self, openmetrics: bool, *, fresh: bool) -> bytes:
         key = (openmetrics, fresh)
         if key not in self._bodies:
-            shown = [metric for metric in self._rows if fresh or metric not in self._measured]
-            texts = [self._text(metric, openmetrics) for metric in shown]
+            shown = [name for name in self._rows if fresh or name not in self._measured]
+            texts = [self._text(name, openmetrics) for name in shown]
             self._bodies[key] = b"".join([*texts, _END if openmetrics else b""])
         return self._bodies[key]
 
-    def _text(self, metric: contract.Metric, openmetrics: bool) -> bytes:
-        key = (metric, openmetrics)
+    def _text(self, name: str, openmetrics: bool) -> bytes:
+        key = (name, openmetrics)
         if key not in self.texts:
-            rows = self._rows[metric]
+            rows = self._rows[name]
             render = generate_openmetrics if openmetrics else generate_latest
             # Our names are plain, so no escaping scheme touches them; this one looks at them fastest.
-            text: bytes = render(_OneFamily(_family(metric, rows)), ALLOWUTF8)
+            text: bytes = render(_OneFamily(_family(_METRICS[name], rows)), ALLOWUTF8)
             self.texts[key] = (rows, text.removesuffix(_END))
         return self.texts[key][1]
 
@@ -130,7 +131,7 @@ class _OneFamily(Collector):
 def _grouped(samples: Iterable[Sample]) -> _Table:
     table: _Table = {}
     for metric, labels, value in samples:
-        table.setdefault(metric, []).append((labels, value))
+        table.setdefault(metric.name, []).append((labels, value))
     return table
 
 
