@@ -1,0 +1,196 @@
+"""Prometheus as a History: one fleet-wide query per metric and read, never one per workload.
+
+Short windows are read as raw samples. Long ones are read on the grid of bins by `last_over_time` and `max_over_time`
+over one bin: these know no look-back, so that a series that ended is absent from the next bin on, where a plain range
+query would go on with its last value for five minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from autoscaler.errors import HistoryError
+from autoscaler.model.usage import Usage, Window
+from autoscaler.read.answer import reason_in, samples_in
+from autoscaler.read.bins import Binned, gap_seconds
+from autoscaler.read.readings import (
+    DEVICE_MEMORY_SECONDS,
+    FALLBACK,
+    READINGS,
+    Reading,
+    Reduction,
+    lacks_peak,
+    reduced,
+)
+from autoscaler.read.series import joined, parts_of, usage_of
+
+MOST_POINTS = 11_000
+"""Prometheus refuses a range query with more points per series."""
+EDGE_SECONDS = 0.001
+"""A range selector of Prometheus 2 includes its left edge, which belongs to the bin before."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrometheusSettings:
+    """How to reach Prometheus and how it scrapes the agents.
+
+    `url` may carry a base path. `token_file` and `password_file` are read anew for each query, as they rotate.
+    `matcher` is put between the braces of every selector, e.g. `cluster="a"`. Windows longer than `raw_seconds` are
+    read on the grid, in parts of `part_seconds`.
+    """
+
+    url: str
+    scrape_interval_seconds: float = 15.0
+    timeout_seconds: float = 60.0
+    matcher: str = ""
+    token_file: Path | None = None
+    username: str = ""
+    password_file: Path | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ca_file: Path | None = None
+    raw_seconds: float = 7200.0
+    part_seconds: float = 86400.0
+    concurrent_queries: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request: the API's last path element and its form."""
+
+    path: str
+    form: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.form['query']}"
+
+
+class PrometheusHistory:
+    """The fleet's use as Prometheus recorded it."""
+
+    def __init__(self, settings: PrometheusSettings) -> None:
+        self._settings = settings
+        self._session: aiohttp.ClientSession | None = None
+        self._turns = asyncio.Semaphore(settings.concurrent_queries)
+
+    async def read(self, window: Window) -> Usage:
+        """Return the fleet's use in a window.
+
+        Raises:
+            HistoryError: Prometheus is away, slow, refuses, or answers in part; nothing of the answer is used then.
+
+        """
+        parts = [await self._read_part(part) for part in self.parts(window)]
+        return parts[0] if len(parts) == 1 else joined(window, parts)
+
+    def parts(self, window: Window) -> tuple[Window, ...]:
+        """Cut a window so that reading part by part holds no more than one part in memory."""
+        longest = min(self._settings.part_seconds, (MOST_POINTS // 2) * window.step)
+        return parts_of(window, longest) if self._is_long(window) else (window,)
+
+    async def close(self) -> None:
+        """Release connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _read_part(self, window: Window) -> Usage:
+        binned = await self._read_metrics(READINGS, window)
+        if lacks_peak(binned):
+            binned |= await self._read_metrics((FALLBACK,), window)
+        return await asyncio.to_thread(usage_of, window, binned)
+
+    async def _read_metrics(self, readings: Iterable[Reading], window: Window) -> dict[Reading, Binned]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {reading: group.create_task(self._read_metric(reading, window)) for reading in readings}
+        except* HistoryError as failed:
+            raise failed.exceptions[0] from None
+        return {reading: task.result() for reading, task in tasks.items()}
+
+    async def _read_metric(self, reading: Reading, window: Window) -> Binned:
+        query = self._query(reading, window)
+        gap = gap_seconds(self._settings.scrape_interval_seconds)
+        async with self._turns:
+            body = await self._answer(query)
+            try:
+                return await asyncio.to_thread(lambda: reduced(reading, samples_in(body), window, gap))
+            except HistoryError as error:
+                raise HistoryError(f"{query}: {error}") from error
+
+    def _query(self, reading: Reading, window: Window) -> Query:
+        selector = reading.name + (f"{{{self._settings.matcher}}}" if self._settings.matcher else "")
+        if reading.reduction is Reduction.DEVICE:
+            seconds = window.end - window.start + DEVICE_MEMORY_SECONDS
+            return _range(f"last_over_time({selector}[{_duration(seconds)}])", window.end, window.end, window.step)
+        around = gap_seconds(self._settings.scrape_interval_seconds) if reading.reduction.needs_neighbours else 0.0
+        if self._is_long(window):
+            function = "max_over_time" if reading.reduction is Reduction.HIGHEST else "last_over_time"
+            # One point per bin, at its end; counters start at the window's left edge, and before it.
+            start = window.start - math.floor(around / window.step) * window.step + (0.0 if around else window.step)
+            expression = f"{function}({selector}[{_duration(window.step - EDGE_SECONDS)}])"
+            return _range(expression, start, window.end, window.step)
+        until = window.end + (self._settings.scrape_interval_seconds if around else 0.0)
+        expression = f"{selector}[{_duration(until - window.start + around)}]"
+        return Query("query", {"query": expression, "time": _moment(until)})
+
+    def _is_long(self, window: Window) -> bool:
+        return window.end - window.start > self._settings.raw_seconds
+
+    async def _answer(self, query: Query) -> bytes:
+        url = f"{self._settings.url.rstrip('/')}/api/v1/{query.path}"
+        try:
+            if self._session is None:
+                self._session = self._connected()
+            # A redirect would turn the POST into a GET without its form.
+            async with self._session.post(
+                url, data=query.form, headers=self._authorization(), allow_redirects=False
+            ) as response:
+                body = await response.read()
+        except TimeoutError as error:
+            raise HistoryError(f"{query}: no answer within {self._settings.timeout_seconds:g} s") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise HistoryError(f"{query}: {type(error).__name__}: {error}") from error
+        if response.status != 200:
+            raise HistoryError(f"{query}: HTTP {response.status}: {reason_in(body)}")
+        return body
+
+    def _connected(self) -> aiohttp.ClientSession:
+        tls = ssl.create_default_context(cafile=self._settings.ca_file) if self._settings.ca_file else True
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=tls),
+            timeout=aiohttp.ClientTimeout(total=self._settings.timeout_seconds),
+            # Compressing costs Prometheus six times what sending in the cluster does.
+            headers={"Accept-Encoding": "identity", **self._settings.headers},
+        )
+
+    def _authorization(self) -> dict[str, str]:
+        if self._settings.token_file:
+            return {"Authorization": f"Bearer {_secret(self._settings.token_file)}"}
+        if self._settings.password_file:
+            pair = f"{self._settings.username}:{_secret(self._settings.password_file)}"
+            return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        return {}
+
+
+def _secret(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _range(expression: str, start: float, end: float, step: float) -> Query:
+    return Query("query_range", {"query": expression, "start": _moment(start), "end": _moment(end), "step": str(step)})
+
+
+def _moment(seconds: float) -> str:
+    return f"{seconds:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"
