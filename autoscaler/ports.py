@@ -27,6 +27,10 @@ class Clock(Protocol):
 class History(Protocol):
     """Measured use, from Prometheus or memory."""
 
+    def parts(self, window: Window) -> tuple[Window, ...]:
+        """Cut a window so that reading it part by part never holds more than one part in memory."""
+        ...
+
     async def read(self, window: Window) -> Usage:
         """Return the fleet's use in a window; stateless, so any window can be read at any time.
 

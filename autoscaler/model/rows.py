@@ -54,11 +54,14 @@ class Rows:
         return array
 
     def align(self, keys: Sequence[WorkloadKey], uids: Sequence[str]) -> None:
-        """Give the rows the fleet's order: known workloads keep theirs, new ones and new UIDs start clean."""
+        """Give the rows the fleet's order: known workloads keep theirs, new ones and new UIDs start clean.
+
+        A workload that had no object yet (empty UID) is the same once it has one.
+        """
         if (tuple(keys), tuple(uids)) == (self.keys, self.uids):
             return
         row_of = {identity: row for row, identity in enumerate(zip(self.keys, self.uids, strict=True))}
-        source = [row_of.get(identity, -1) for identity in zip(keys, uids, strict=True)]
+        source = [row_of.get((key, uid), row_of.get((key, ""), -1)) for key, uid in zip(keys, uids, strict=True)]
         kept = np.array([row >= 0 for row in source], dtype=np.bool_)
         rows = np.array([row for row in source if row >= 0], dtype=np.int64)
         for name, column in self.columns.items():

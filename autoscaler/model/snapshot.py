@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autoscaler.contract.quota import DeviceInfo, QuotaStatus
-from autoscaler.model.usage import Usage
 from autoscaler.model.workload import Discovered
 
 
@@ -27,10 +26,8 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Read once per pass. `usage` is None when history could not be read; `history_error` then says why."""
+    """Workloads and nodes, read once per pass."""
 
     now: float
     discovered: Discovered
     nodes: Mapping[str, NodeState]
-    usage: Usage | None
-    history_error: str = ""

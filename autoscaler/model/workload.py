@@ -41,6 +41,19 @@ class ObjectRef:
     resource_version: str = ""
 
 
+def ref_of(manifest: Manifest) -> ObjectRef:
+    """Return the reference of an object as read."""
+    metadata = manifest["metadata"]
+    return ObjectRef(
+        api_version=manifest["apiVersion"],
+        kind=manifest["kind"],
+        namespace=metadata.get("namespace", ""),
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        resource_version=metadata.get("resourceVersion", ""),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """One vGPU worker (a pod). `current` are its annotations now, `devices` the GPUs it runs on, if known."""

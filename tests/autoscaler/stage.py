@@ -62,12 +62,12 @@ class Stage:
             created_at=START,
         )
 
-    def snapshot(self, usage: Usage | None, vram: float | None) -> Snapshot:
+    def snapshot(self, vram: float | None) -> Snapshot:
         observed = Observed(vram_used_bytes=None if vram is None else int(vram))
         status = DeviceStatus(self.device.uuid, True, Effect.IMMEDIATE, observed)
         worker = WorkerStatus("pod-0", KEY.namespace, "llm-0", KEY.name, (status,))
         node = NodeState("node-a", (self.device,), QuotaStatus("node-a", 1, 1, (worker,)))
-        return Snapshot(self.now, Discovered((self.workload,)), {"node-a": node}, usage)
+        return Snapshot(self.now, Discovered((self.workload,)), {"node-a": node})
 
     def meter(self, compute: float, vram: float) -> Usage:
         """What a real meter shows for one bin: use clipped at the limit, a death when VRAM doesn't fit."""
@@ -87,7 +87,7 @@ class Stage:
         usage = self.meter(compute, vram)
         self.now += STEP
         held = float(usage.peak[1, 0, 0])
-        fleet = to_fleet(self.snapshot(usage, held))
+        fleet = to_fleet(self.snapshot(held))
         self.learnt.align(fleet.keys, fleet.uids)
         self.guarded.align(fleet.keys, fleet.uids)
         learn(self.learnt, usage, fleet)

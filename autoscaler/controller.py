@@ -1,0 +1,222 @@
+"""The sentence: read history and cluster, recommend, guard, apply, report; once per pass, over the whole fleet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import structlog
+
+from autoscaler.apply.send import Batch, Outcome, send
+from autoscaler.errors import ClusterError, HistoryError, StateError
+from autoscaler.guard import Limits, guard, note
+from autoscaler.guard import new_memory as new_guard_memory
+from autoscaler.model.decision import Decision
+from autoscaler.model.fleet import Fleet, to_fleet
+from autoscaler.model.proposal import Allowed
+from autoscaler.model.snapshot import Snapshot
+from autoscaler.model.usage import WorkloadKey
+from autoscaler.model.workload import Discovered
+from autoscaler.ports import Clock, Cluster, Enforcement, History
+from autoscaler.read.catchup import Catchup, Reach
+from autoscaler.read.generate import new_workload
+from autoscaler.read.world import read_world
+from autoscaler.recommend import UNTIL, learn, new_memory, recommend, watch
+from autoscaler.report.metrics import ControllerMetrics
+from autoscaler.report.writer import Passed, report
+from autoscaler.settings import Settings
+from autoscaler.state.memories import restore, store
+
+log = structlog.get_logger(__name__)
+LIVE_SECONDS: Final = 7200.0
+"""Use older than this is learnt, but no longer held against the figures in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The four ports."""
+
+    clock: Clock
+    history: History
+    cluster: Cluster
+    enforcement: Enforcement
+
+    async def close(self) -> None:
+        """Release all connections."""
+        for port in (self.history, self.cluster, self.enforcement):
+            await port.close()
+
+
+class Controller:
+    """One pass after the other; between passes it remembers what was learnt, when figures moved, and what was read."""
+
+    def __init__(self, world: World, settings: Settings, metrics: ControllerMetrics, *, dry_run: bool = False) -> None:
+        self.world, self.settings, self.metrics, self.dry_run = world, settings, metrics, dry_run
+        self.learnt, self.guarded = new_memory(), new_guard_memory()
+        self.epoch = 0
+        self._met: set[str] = set()
+        self._discovered: Discovered | None = None
+        self._before: Passed | None = None
+        self._stored_at = world.clock.now()
+        self._catchup = Catchup(
+            world.history, Reach(settings.bin_seconds, settings.settled_seconds, settings.history_seconds)
+        )
+        self._restore()
+
+    async def run_pass(self) -> Passed:
+        """Read, recommend, guard, apply and report once.
+
+        Raises:
+            ClusterError: the cluster can't be read; nothing was decided.
+
+        """
+        with self.metrics.pass_seconds.labels("read").time():
+            snapshot = await self._read_world()
+            fleet = self._lay_out(snapshot)
+            history_error = await self._read_history(fleet)
+        with self.metrics.pass_seconds.labels("recommend").time():
+            wanted = recommend(fleet, self.learnt)
+        with self.metrics.pass_seconds.labels("guard").time():
+            allowed = guard(fleet, wanted, self.guarded, self._limits(history_error))
+        with self.metrics.pass_seconds.labels("apply").time():
+            batch = self._batch(snapshot, allowed)
+            outcome = await send(batch, self.world.cluster, self.world.enforcement, dry_run=self.dry_run)
+            self._note(allowed, batch, outcome)
+        with self.metrics.pass_seconds.labels("report").time():
+            passed = self._passed(snapshot, allowed, outcome, history_error)
+            await report(passed, self.world.cluster, self.metrics, dry_run=self.dry_run)
+        self._before = passed.alone()
+        self._store()
+        return passed
+
+    async def run(self, stop: asyncio.Event, interval_seconds: float) -> None:
+        """Pass after pass until `stop` is set; a pass that can't read the cluster is tried again at the next one."""
+        while not stop.is_set():
+            try:
+                await self.run_pass()
+            except ClusterError as error:
+                log.warning("pass_skipped", error=str(error))
+            try:
+                await asyncio.wait_for(stop.wait(), interval_seconds)
+            except TimeoutError:
+                continue
+        self._store(now=True)
+
+    async def _read_world(self) -> Snapshot:
+        world = self.world
+        snapshot = await read_world(
+            world.cluster, world.enforcement, world.clock.now(), self._discovered, self.settings.agents
+        )
+        created = False
+        for workload in snapshot.discovered.workloads:
+            creation = new_workload(workload)
+            if creation is not None and not self.dry_run:
+                try:
+                    await world.cluster.write(creation)
+                except ClusterError as error:
+                    log.warning("workload_not_created", workload=str(workload.key), error=str(error))
+                else:
+                    created = True
+        if created:
+            snapshot = await read_world(
+                world.cluster, world.enforcement, world.clock.now(), snapshot.discovered, self.settings.agents
+            )
+        self._discovered = snapshot.discovered
+        self._meet(snapshot)
+        return snapshot
+
+    def _meet(self, snapshot: Snapshot) -> None:
+        """Take an epoch over any that a node, met for the first time, has seen."""
+        for name, state in snapshot.nodes.items():
+            if state.quotas is not None and state.reachable and name not in self._met:
+                self._met.add(name)
+                self.epoch = max(self.epoch, state.quotas.epoch + 1)
+        self.epoch = max(self.epoch, 1)
+
+    def _lay_out(self, snapshot: Snapshot) -> Fleet:
+        fleet = to_fleet(snapshot)
+        self.learnt.align(fleet.keys, fleet.uids)
+        self.guarded.align(fleet.keys, fleet.uids)
+        return fleet
+
+    async def _read_history(self, fleet: Fleet) -> str:
+        """Learn what is due; return why history could not be read, or nothing."""
+        try:
+            with self.metrics.query_seconds.time():
+                async for usage in self._catchup.read(fleet.now, self.learnt.marks.get(UNTIL)):
+                    learn(self.learnt, usage, fleet)
+                    if usage.window.start >= fleet.now - LIVE_SECONDS:
+                        watch(self.learnt, usage, fleet)
+        except HistoryError as error:
+            log.warning("history_not_read", error=str(error))
+            return str(error)
+        return ""
+
+    def _limits(self, history_error: str) -> Limits:
+        """Without history nothing is fresh: everything is held."""
+        fresh = -np.inf if history_error else self.settings.fresh_seconds
+        return Limits(fresh, self.settings.changes_per_pass, self.settings.min_samples)
+
+    def _batch(self, snapshot: Snapshot, allowed: Allowed) -> Batch:
+        """Decide for those that move, and for those whose workers don't all hold the same yet."""
+        workloads = snapshot.discovered.workloads
+        uneven = (any(worker.current != load.current for worker in load.workers) for load in workloads)
+        rows = np.flatnonzero(allowed.changed | np.fromiter(uneven, dtype=bool, count=len(workloads)))
+        decisions: Mapping[WorkloadKey, Decision] = {
+            allowed.fleet.keys[row]: allowed.decision(int(row)) for row in rows
+        }
+        broken = frozenset(broken.key for broken in snapshot.discovered.broken)
+        return Batch(workloads, decisions, snapshot.nodes, self.epoch, broken)
+
+    def _passed(self, snapshot: Snapshot, allowed: Allowed, outcome: Outcome, history_error: str) -> Passed:
+        return Passed(
+            snapshot=snapshot,
+            allowed=allowed,
+            nodes=outcome.nodes,
+            errors=outcome.errors,
+            held={one.pod_uid: one.reason for one in outcome.held},
+            history_error=history_error,
+            before=self._before,
+        )
+
+    def _note(self, allowed: Allowed, batch: Batch, outcome: Outcome) -> None:
+        """Remember the moves that were written; in a dry run none was."""
+        if self.dry_run:
+            return
+        figure = allowed.figure.copy()
+        for row in np.flatnonzero(allowed.changed):
+            if allowed.fleet.keys[row] in outcome.errors:
+                figure[row] = allowed.fleet.current[row]
+        note(self.guarded, allowed.fleet, figure)
+        for key, error in outcome.errors.items():
+            log.warning("not_written", workload=str(key), error=error)
+        for node, error in outcome.node_errors.items():
+            log.warning("node_not_reached", node=node, epoch=batch.epoch, error=error)
+
+    @property
+    def _checkpoint(self) -> Path | None:
+        return None if self.settings.state_dir is None else self.settings.state_dir / "memory.npz"
+
+    def _restore(self) -> None:
+        if self._checkpoint is None or not self._checkpoint.exists():
+            return
+        try:
+            restore(self._checkpoint, {"learnt": self.learnt, "guarded": self.guarded})
+        except StateError as error:
+            log.warning("checkpoint_not_used", error=str(error), then="history is read again")
+            self.learnt, self.guarded = new_memory(), new_guard_memory()
+
+    def _store(self, *, now: bool = False) -> None:
+        at = self.world.clock.now()
+        due = now or at - self._stored_at >= self.settings.checkpoint_seconds
+        if self._checkpoint is None or not due or self.dry_run:
+            return
+        try:
+            store(self._checkpoint, {"learnt": self.learnt, "guarded": self.guarded})
+        except OSError as error:
+            log.warning("checkpoint_not_written", error=str(error))
+        self._stored_at = at

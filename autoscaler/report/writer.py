@@ -1,0 +1,206 @@
+"""Writing what a pass found: statuses, events, metrics; only where something changed.
+
+Rendering a status costs more than deciding it, so in a large fleet only workloads whose decision, health or nodes
+changed are rendered at once, and the rest in turn, so that nothing stays wrong for long.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import structlog
+
+from autoscaler.errors import AutoscalerError, Problem
+from autoscaler.model.decision import Decision
+from autoscaler.model.proposal import Allowed
+from autoscaler.model.reasons import VERDICT_CODE, Verdict
+from autoscaler.model.snapshot import NodeState, Snapshot
+from autoscaler.model.steps import ClusterWrite, WriteStatus
+from autoscaler.model.usage import Bools, Ints, WorkloadKey
+from autoscaler.model.workload import Workload, ref_of
+from autoscaler.ports import Cluster
+from autoscaler.report.events import events_of
+from autoscaler.report.metrics import ControllerMetrics
+from autoscaler.report.profile_status import Member, profile_status
+from autoscaler.report.reported import MetricsHealth, MetricsReason, Reported
+from autoscaler.report.status import broken_status, changed, status_of
+
+log = structlog.get_logger(__name__)
+RENDERED_EACH_PASS: Final = 500
+SWEEP_PASSES: Final = 20
+TARGET_DRIFT_RATIO: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Passed:
+    """One pass: what was seen, decided and done, and the pass before (None: the first).
+
+    `nodes` as they answered last; `errors` of the writes by workload; `held` by pod UID: what a node could not be sent.
+    """
+
+    snapshot: Snapshot
+    allowed: Allowed
+    nodes: Mapping[str, NodeState]
+    errors: Mapping[WorkloadKey, str]
+    held: Mapping[str, str]
+    history_error: str
+    before: Passed | None
+
+    def alone(self) -> Passed:
+        """Return the pass without the ones before it, to be kept."""
+        return replace(self, before=None)
+
+
+async def report(passed: Passed, cluster: Cluster, metrics: ControllerMetrics, *, dry_run: bool = False) -> None:
+    """Write statuses and events and feed the metrics; one workload's failure stops no other."""
+    rows = _rows(passed)
+    decisions = {int(row): passed.allowed.decision(int(row)) for row in rows}
+    _measure(passed, metrics, decisions.values())
+    if dry_run:
+        return
+    for row, decision in decisions.items():
+        reported = _reported(passed, row, decision)
+        workload = reported.workload
+        new = status_of(reported)
+        writes: list[ClusterWrite] = list(events_of(reported)) if decision.changed or reported.error else []
+        if workload.exists and changed(workload.status, new):
+            writes.insert(0, WriteStatus(workload.ref, new))
+            writes.extend(event for event in events_of(reported) if event not in writes)
+        await _write(cluster, metrics, workload.key, writes)
+    for broken in passed.snapshot.discovered.broken:
+        new = broken_status(broken, passed.snapshot.now)
+        if broken.exists and changed(broken.status, new):
+            await _write(cluster, metrics, broken.key, [WriteStatus(broken.ref, new)])
+    await _report_profiles(passed, cluster, metrics, decisions)
+
+
+def health(passed: Passed, row: int) -> MetricsHealth:
+    """Return whether a workload's history can be decided on."""
+    wanted = passed.allowed.wanted
+    age = passed.snapshot.now - float(wanted.last_at[row])
+    if passed.history_error:
+        return MetricsHealth(MetricsReason.PROMETHEUS_ERROR, passed.history_error)
+    if wanted.samples[row] == 0:
+        return MetricsHealth(MetricsReason.MISSING, "no sample of any worker yet")
+    if (passed.allowed.verdict[row] == VERDICT_CODE[Verdict.STALE]).any():
+        return MetricsHealth(MetricsReason.STALE, f"the newest sample is {age:.0f} s old")
+    return MetricsHealth(MetricsReason.FOUND, "samples are arriving")
+
+
+def _reported(passed: Passed, row: int, decision: Decision) -> Reported:
+    workload = passed.snapshot.discovered.workloads[row]
+    return Reported(
+        workload=workload,
+        decision=decision,
+        metrics=health(passed, row),
+        now=passed.snapshot.now,
+        nodes=passed.nodes,
+        held=passed.held,
+        error=passed.errors.get(workload.key, ""),
+    )
+
+
+def _rows(passed: Passed) -> Ints:
+    """Return the rows to render in this pass."""
+    allowed, before = passed.allowed, passed.before
+    count = len(allowed.fleet)
+    if count <= RENDERED_EACH_PASS or before is None or before.allowed.fleet.keys != allowed.fleet.keys:
+        return np.arange(count)
+    due = allowed.changed | _differs(allowed, before.allowed) | _disturbed(passed, before)
+    turn = int(passed.snapshot.now) % SWEEP_PASSES
+    due[turn::SWEEP_PASSES] = True
+    return np.flatnonzero(due).astype(np.int64)
+
+
+def _differs(allowed: Allowed, before: Allowed) -> Bools:
+    """Return where a verdict, a cause or (noticeably) a target is another than in the pass before."""
+    with np.errstate(invalid="ignore"):
+        moved = np.abs(allowed.target - before.target) > TARGET_DRIFT_RATIO * np.abs(before.target)
+    other = (allowed.verdict != before.verdict) | (allowed.cause != before.cause) | moved
+    return np.asarray(other.any(axis=1), dtype=np.bool_)
+
+
+def _disturbed(passed: Passed, before: Passed) -> Bools:
+    """Return where the workload's object, its history or one of its nodes is not as in the pass before."""
+    workloads = passed.snapshot.discovered.workloads
+    known = before.snapshot.discovered.workloads
+    if bool(passed.history_error) != bool(before.history_error):
+        return np.ones(len(workloads), dtype=np.bool_)
+    shaken = {
+        name
+        for name, state in passed.nodes.items()
+        if name not in before.nodes or _standing(state) != _standing(before.nodes[name])
+    }
+    failed = passed.errors
+    return np.array(
+        [
+            new is not old or new.key in failed or (bool(shaken) and any(w.node in shaken for w in new.workers))
+            for new, old in zip(workloads, known, strict=True)
+        ],
+        dtype=np.bool_,
+    )
+
+
+def _standing(state: NodeState) -> tuple[object, ...]:
+    """Return what of a node's state matters for a status: reachable, and what was acknowledged."""
+    quotas = state.quotas
+    acknowledged = tuple(
+        (worker.pod_uid, tuple((device.uuid, device.applied, device.effect) for device in worker.devices))
+        for worker in (quotas.workers if quotas else ())
+    )
+    return state.reachable, quotas.generation if quotas else 0, acknowledged
+
+
+def _measure(passed: Passed, metrics: ControllerMetrics, decisions: Iterable[Decision]) -> None:
+    keys = passed.allowed.fleet.keys
+    metrics.workloads.set(len(keys))
+    metrics.stale_workloads.set(int((passed.allowed.verdict == VERDICT_CODE[Verdict.STALE]).any(axis=1).sum()))
+    for decision in decisions:
+        metrics.decided(decision)
+    metrics.keep(keys)
+
+
+async def _write(
+    cluster: Cluster, metrics: ControllerMetrics, key: WorkloadKey, writes: Iterable[ClusterWrite]
+) -> None:
+    for write in writes:
+        verb = type(write).__name__
+        try:
+            await cluster.write(write)
+        except AutoscalerError as error:
+            metrics.api_writes.labels(verb, type(error).__name__).inc()
+            log.warning("not_reported", workload=str(key), what=verb, error=str(error))
+        else:
+            metrics.api_writes.labels(verb, "ok").inc()
+
+
+async def _report_profiles(
+    passed: Passed, cluster: Cluster, metrics: ControllerMetrics, decisions: Mapping[int, Decision]
+) -> None:
+    """Roll up the profiles of which a workload was rendered."""
+    workloads = passed.snapshot.discovered.workloads
+    members: dict[WorkloadKey, list[int]] = defaultdict(list)
+    for row, workload in enumerate(workloads):
+        if workload.config.profile:
+            members[WorkloadKey(workload.key.namespace, workload.config.profile)].append(row)
+    for profile in passed.snapshot.discovered.profiles:
+        metadata = profile.get("metadata") or {}
+        key = WorkloadKey(metadata.get("namespace", ""), metadata.get("name", ""))
+        rows = members.get(key, [])
+        if rows and not any(row in decisions for row in rows):
+            continue
+        told = [Member(workloads[row], decisions.get(row) or passed.allowed.decision(row)) for row in rows]
+        problems = _problems_of(workloads[row] for row in rows)
+        new = profile_status(profile, told, problems, passed.snapshot.now)
+        if changed(profile.get("status") or {}, new):
+            await _write(cluster, metrics, key, [WriteStatus(ref_of(profile), new)])
+
+
+def _problems_of(workloads: Iterable[Workload]) -> tuple[Problem, ...]:
+    """Return what is wrong with the profile itself, as its workloads found it."""
+    found = (problem for workload in workloads for problem in workload.problems)
+    return tuple(dict.fromkeys(problem for problem in found if problem.source.startswith("WorkloadProfile")))

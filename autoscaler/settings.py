@@ -1,0 +1,86 @@
+"""Every knob of the controller, with its unit and why one would turn it. Flags win over TF_AUTOSCALER_* variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from autoscaler.model import defaults
+
+
+class Settings(BaseSettings):
+    """How `tf-autoscaler run` behaves."""
+
+    model_config = SettingsConfigDict(env_prefix="TF_AUTOSCALER_", extra="forbid", frozen=True)
+
+    interval_seconds: PositiveFloat = 60.0
+    """Time between passes; a layer acts at most once per evaluationPeriod, so shorter only reacts sooner."""
+    bin_seconds: PositiveFloat = 60.0
+    """Width of the bins in which usage is learnt; the figures of the estimators are tuned for 60."""
+    history_seconds: NonNegativeFloat = 8 * defaults.DAY
+    """How far back the first pass reads: a week and what decays behind it."""
+    scrape_interval_seconds: PositiveFloat = 15.0
+    """How often Prometheus scrapes the agents; gaps and staleness are judged by it."""
+    settle_seconds: NonNegativeFloat | None = None
+    """Age at which a bin is taken to be complete in Prometheus; unset: one scrape and 5 s."""
+    stale_seconds: PositiveFloat | None = None
+    """Age of the newest bin from which nothing is decided; unset: max(3 scrapes, 2 min) behind the settled bin."""
+    min_samples: PositiveInt = defaults.MIN_SAMPLES
+    """Bins of history before anything but a shortage moves a figure."""
+    changes_per_pass: PositiveInt = 100
+    """Workloads that may move in one pass; spreads the changes after a restart with many off target."""
+
+    prometheus_url: str = ""
+    """Base URL of Prometheus, with its path prefix if it has one."""
+    prometheus_matcher: str = ""
+    """Label matchers put into every selector, such as `cluster="a"`."""
+    prometheus_token_file: Path | None = None
+    """Bearer token, read anew for each query."""
+    prometheus_ca_file: Path | None = None
+    """Authority (PEM) of Prometheus' certificate."""
+    prometheus_timeout_seconds: PositiveFloat = 60.0
+    """One query may take this long."""
+
+    cluster_dir: Path | None = None
+    """A folder of manifests in place of an API server."""
+    kubeconfig: Path | None = None
+    """Kubeconfig of the cluster; unset: the service account of the pod, else the default kubeconfig."""
+
+    agents: dict[str, str] = {}
+    """Base URL of a node's agent by node name, where the template does not fit."""
+    agent_url_template: str = "http://{node}:9400"
+    """Base URL of every other node's agent; `{node}` is the node's name."""
+    agent_token_file: Path | None = None
+    """Bearer token shown to the agents."""
+    agent_ca_file: Path | None = None
+    """Authority (PEM) of the agents' certificates."""
+    agent_timeout_seconds: PositiveFloat = 10.0
+    """An agent that takes longer to answer is away."""
+
+    state_dir: Path | None = None
+    """Where what was learnt is kept over a restart; unset: it is learnt again from Prometheus."""
+    checkpoint_seconds: PositiveFloat = 600.0
+    """Time between checkpoints."""
+    listen: Annotated[str, Field(pattern=r"^.*:\d+$|^$")] = ""
+    """HOST:PORT of /metrics, /healthz and /readyz; empty: not served."""
+
+    @property
+    def settled_seconds(self) -> float:
+        """Return the age at which a bin is complete."""
+        return self.scrape_interval_seconds + 5.0 if self.settle_seconds is None else self.settle_seconds
+
+    @property
+    def fresh_seconds(self) -> float:
+        """Return the age of the newest bin's end up to which decisions are taken."""
+        if self.stale_seconds is not None:
+            return self.stale_seconds
+        return max(3 * self.scrape_interval_seconds, 120.0) + self.bin_seconds + self.settled_seconds
+
+    @model_validator(mode="after")
+    def _one_cluster(self) -> Self:
+        if self.cluster_dir is not None and self.kubeconfig is not None:
+            raise ValueError("cluster_dir and kubeconfig exclude each other: give one")
+        return self
