@@ -163,6 +163,13 @@ class Agent:
         return DeviceStatus(one.uuid, applied, self.effect, seen, one, "" if applied else "Stuck: not in force")
 
 
+def told(*quotas, agent=None):
+    """An agent that was told these quotas."""
+    agent = agent or Agent()
+    agent.put(QuotaDocument(1, agent.document.generation + 1, agent.node, quotas))
+    return agent
+
+
 class Agents:
     """The Enforcement port over agents in memory."""
 

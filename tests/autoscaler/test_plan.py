@@ -31,6 +31,7 @@ from tests.autoscaler.apply_cases import (
     figure,
     quota,
     retold,
+    told,
     worker,
     workload,
 )
@@ -140,12 +141,6 @@ def test_a_fresh_node_gets_one_document_of_generation_one():
     (document,) = plan.documents
     assert (document.epoch, document.generation, document.node) == (7, 1, NODE)
     assert plan.held == ()
-
-
-def told(*quotas, agent=None):
-    agent = agent or Agent()
-    agent.put(documents(agent.state(), quotas, 1).documents[0])
-    return agent
 
 
 def test_a_node_that_has_it_is_sent_nothing_even_by_a_new_leader():
