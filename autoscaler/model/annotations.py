@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from autoscaler.contract import keys
 from autoscaler.contract.keys import PREFIX, QoS
 from autoscaler.errors import Problem
 from autoscaler.model.config import Pause
+from autoscaler.model.fields import Isolation
 from autoscaler.model.layers import TARGETS
 from autoscaler.model.problems import NAME_ALLOWED, is_name, near, shown
 from autoscaler.model.profile import MAX_GPU_COUNT
@@ -138,7 +139,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-_ISOLATIONS: Final = ("shared", "soft", "hard", "partitioned")
+_ISOLATIONS: Final[tuple[str, ...]] = get_args(Isolation)
 _S = AnnotationSpec
 
 ANNOTATIONS: Final = (

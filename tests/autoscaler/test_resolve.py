@@ -217,8 +217,9 @@ def test_amounts_that_nobody_set_are_problems_for_each_resource() -> None:
 
 
 def test_a_bad_amount_is_one_problem_and_never_replaced_by_a_default() -> None:
-    [problem] = problems_of(AMOUNTS | {keys.TFLOPS_LIMIT: "20TF"}, None, Defaults(limits=(5.0, GIB)))
-    assert (problem.path, problem.value) == (keys.TFLOPS_LIMIT, "20TF")
+    for defaults in (Defaults(), Defaults(limits=(5.0, GIB))):
+        [problem] = problems_of(AMOUNTS | {keys.TFLOPS_LIMIT: "20TF"}, None, defaults)
+        assert (problem.path, problem.value) == (keys.TFLOPS_LIMIT, "20TF")
 
 
 ON = {"enable": True}
