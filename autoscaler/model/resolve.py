@@ -183,7 +183,10 @@ def _amount(sources: _Figures, resource: ResourceSpec, problems: list[Problem]) 
     unread = sources.unread & {REQUEST_KEYS[index], LIMIT_KEYS[index]}
     if request is None or limit is None:
         if not unread:
-            allowed = f"a request or a limit for {resource.noun} in {resource.unit}, here, in the profile or as a default of the pool"
+            allowed = (
+                f"a request or a limit for {resource.noun} in {resource.unit}, "
+                "here, in the profile or as a default of the pool"
+            )
             problems.append(Problem(REQUEST_KEYS[index], ABSENT, allowed))
         return Amount(resource.floor, resource.floor)
     if request > limit and not unread:
