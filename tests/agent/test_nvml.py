@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pynvml
 import pytest
+import structlog
 
 from agent.nvml import NvmlSource
 from agent.samples import ProcessUse, SourceError
@@ -204,7 +205,9 @@ def test_process_lists_are_read_rarely_but_at_once_when_the_active_processes_cha
 
 def test_the_second_of_two_devices_with_one_uuid_is_unhealthy_with_the_reason(standin, source):
     standin.write(State((TWO[0], TWO[0])))
-    first, twin = source.sample(T0).devices
+    with structlog.testing.capture_logs() as logs:
+        first, twin = [source.sample(T0 + second) for second in range(3)][-1].devices
+    assert [entry["event"] for entry in logs] == ["device_uuid_twice"]
     assert first.healthy
     assert (twin.healthy, twin.index) == (False, 1)
     assert "GPU-a" in twin.reason
@@ -215,6 +218,11 @@ def test_the_device_ratio_is_the_mean_since_the_last_tick_where_the_driver_keeps
     standin.write(State(TWO, samples=means))
     source.sample(T0)
     assert source.sample(T0 + 1).devices[0].compute_ratio == pytest.approx(0.3)
+
+
+def test_a_device_was_busy_at_least_as_long_as_its_busiest_process(standin, source):
+    standin.write(State((Device("GPU-a", percent=0),), samples=(Sample(0, 41, us(T0), 80),)))
+    assert source.sample(T0).devices[0].compute_ratio == 0.8
 
 
 def test_a_failing_call_is_none_this_tick_and_counted_by_code(standin, source):
