@@ -250,5 +250,5 @@ class Agent:
         found = {}
         for uuid, device in self._devices.items():
             row = self._parts.gpus.lookup(device.model)
-            found[uuid] = Capacity(device.vram_total_bytes, row.tflops * device.mig_fraction if row else None)
+            found[uuid] = Capacity(device.vram_total_bytes or None, row.tflops * device.mig_fraction if row else None)
         return found

@@ -47,9 +47,9 @@ HTTP_STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What one device of this node has; `tflops` is None for a model without a known figure."""
+    """What one device of this node has; None for what is not known: the TFLOPs of its model, the VRAM of a lost one."""
 
-    vram_total_bytes: int
+    vram_total_bytes: int | None
     tflops: float | None = None
 
 
@@ -122,7 +122,7 @@ def _ceilings(where: str, quota: DeviceQuota, device: Capacity | None) -> Iterat
     if device is None:
         yield f"{where}: this node has no such device"
         return
-    if quota.vram_limit_bytes > device.vram_total_bytes:
+    if device.vram_total_bytes is not None and quota.vram_limit_bytes > device.vram_total_bytes:
         yield f"{where}: vram_limit_bytes {quota.vram_limit_bytes} is over the device's {device.vram_total_bytes}"
     if device.tflops is not None and quota.tflops_limit > device.tflops * (1 + TFLOPS_TOLERANCE_RATIO):
         yield f"{where}: tflops_limit {quota.tflops_limit:g} is over the device's {device.tflops:g}"
@@ -134,8 +134,8 @@ def _requests(document: QuotaDocument, devices: Mapping[str, Capacity]) -> Itera
         for quota in entry.devices:
             requested[quota.uuid] = requested.get(quota.uuid, 0) + max(0, quota.vram_request_bytes)
     for uuid, total in requested.items():
-        installed_bytes = devices[uuid].vram_total_bytes if uuid in devices else total
-        if total > installed_bytes:
+        installed_bytes = devices[uuid].vram_total_bytes if uuid in devices else None
+        if installed_bytes is not None and total > installed_bytes:
             yield f"device {uuid}: VRAM requests of {total} bytes are over the device's {installed_bytes}"
 
 

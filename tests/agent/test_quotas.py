@@ -89,6 +89,11 @@ def test_a_device_without_known_tflops_takes_any_compute_ceiling():
     assert check(document(entry("a", device("GPU-b", tflops_limit=1e6)))) is None
 
 
+def test_a_device_that_was_lost_before_its_size_was_read_stops_no_document():
+    lost = {"GPU-a": Capacity(None, None)}
+    assert check_document(document(entry("a", device(vram_limit_bytes=10**12))), "n1", None, lost) is None
+
+
 def test_vram_requests_that_pass_the_device_together_are_refused_with_the_sum():
     full = device(vram_request_bytes=501, vram_limit_bytes=600)
     refusal = check(document(entry("a", full), entry("b", full)))
