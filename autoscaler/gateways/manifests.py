@@ -21,6 +21,13 @@ from autoscaler.model.workload import Manifest
 _MARKER: Final = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 NAME_ALLOWED: Final = "a name of lower-case letters, digits, '-' and '.', such as my-model"
+_TEMPLATE: Final = ("spec", "template", "metadata")
+_TEMPLATES: Final = {
+    **dict.fromkeys(("Deployment", "StatefulSet", "ReplicaSet", "Job"), _TEMPLATE),
+    "CronJob": ("spec", "jobTemplate", *_TEMPLATE),
+}
+"""Where the metadata of the pod template stands."""
+
 _TIMESTAMP: Final = "tag:yaml.org,2002:timestamp"
 
 
@@ -128,13 +135,18 @@ def find_problems(item: Manifest, where: str) -> Iterator[Problem]:
 
 
 def _template_problems(item: Manifest, where: str) -> Iterator[Problem]:
-    at, path = item.get("spec"), "spec"
-    for key in ("jobTemplate", "spec", "template", "metadata"):
-        if isinstance(at, dict) and key in at:
-            at, path = at[key], f"{path}.{key}"
-            if not isinstance(at, dict):
-                yield Problem(path, _shown(at), "a mapping", where)
-    if path.endswith("template.metadata") and isinstance(at, dict):
+    """Yield what is wrong on the way to the pod template's metadata, and in it."""
+    at, path = item, ""
+    for key in _TEMPLATES.get(str(item.get("kind")), ()):
+        value, path = at.get(key), f"{path}.{key}".lstrip(".")
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            if path != "spec":
+                yield Problem(path, _shown(value), "a mapping", where)
+            return
+        at = value
+    if path:
         yield from _text_maps(at, path, where)
 
 

@@ -117,6 +117,11 @@ async def test_a_broken_document_is_a_problem_with_file_and_line_and_the_others_
             "{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: {template: {metadata: {annotations: {on: true}}}}}",
             "spec.template.metadata.annotations[True]",
         ),
+        ("{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: {template: [1]}}", "spec.template"),
+        (
+            "{apiVersion: batch/v1, kind: CronJob, metadata: {name: a}, spec: {jobTemplate: {spec: {template: {metadata: {labels: {a: 1}}}}}}}",
+            "spec.jobTemplate.spec.template.metadata.labels[a]",
+        ),
         ("a: 2026-99-99T00:00:00Z\nb: !!python/object:os.system x", "(document)"),
     ],
 )
@@ -359,15 +364,48 @@ async def test_a_status_of_tuples_and_enums_is_written_as_plain_yaml(cluster: Fo
     assert stored["status"] == {"conditions": [{"type": "high"}]}
 
 
+tricky = [
+    "true",
+    "No",
+    "null",
+    "~",
+    "1e3",
+    "0x1f",
+    "1:30",
+    "2026-01-01",
+    "=",
+    "",
+    "<<",
+    "",
+    ".inf",
+    "-a",
+    "a:b",
+    "a#",
+    "*x",
+    "&y",
+    "!z",
+    "@",
+    "`",
+    "%",
+    ",",
+    "{}",
+    "[]",
+    "|-",
+    "\u2028",
+    "é",
+    "😀",
+    "a\nb",
+]
+texts = st.text(max_size=20) | st.sampled_from(tricky) | st.text("Aa1:-# '\"\\.~", max_size=6)
 plain_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.dictionaries(st.text(max_size=8), plain_values, max_size=4))
+@given(st.dictionaries(texts, plain_values, max_size=4))
 def test_what_is_rendered_is_parsed_back_the_same(spec: dict[str, Any]) -> None:
     manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": spec}
 
