@@ -1,0 +1,197 @@
+"""Which pods and owners belong to which TensorFusionWorkload; pure.
+
+A pod takes part by its label `enabled: 'true'`, or by the label `workload` that worker pods carry. Its workload is the
+one it names, else its top owner's name, else its own. Neighbours: `owners` climbs, `configure` settles what they want.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from autoscaler.contract import keys
+from autoscaler.errors import Problem
+from autoscaler.model.usage import WorkloadKey
+from autoscaler.model.workload import EMPTY, ClusterView, Manifest, ObjectRef
+from autoscaler.read.owners import Owners, TopOwner, controller_of, pod_template, ref_of, wanted_replicas
+
+WORKLOAD_KIND: Final = "TensorFusionWorkload"
+_ENDED: Final = frozenset({"Succeeded", "Failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sharer:
+    """Someone who asks for the workload: an owner with its pod template, or a pod that nobody owns.
+
+    `annotations` are the user's own: of a pod, what we wrote is put back to what was there before. `is_worker`: a pod
+    that carries the workers' label; it speaks only where nobody else does.
+    """
+
+    ref: ObjectRef
+    manifest: Manifest
+    annotations: Mapping[str, str]
+    labels: Mapping[str, str]
+    containers: tuple[str, ...] | None
+    replicas: int | None
+    is_owner: bool = False
+    is_worker: bool = False
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def joins(self) -> bool:
+        """Whether it only joins an existing workload."""
+        return self.annotations.get(keys.GENERATE_WORKLOAD) == "false"
+
+    def __str__(self) -> str:
+        return f"{self.ref.kind} {self.ref.namespace}/{self.ref.name}"
+
+
+@dataclass(slots=True)
+class Group:
+    """Everything that names one workload."""
+
+    workload: Manifest | None = None
+    pods: list[Manifest] = field(default_factory=list)
+    sharers: dict[tuple[str, str], Sharer] = field(default_factory=dict)
+
+    @property
+    def workers(self) -> list[Manifest]:
+        """The pods that use the GPU: those labelled as workers, else (nobody starts such here) all of them."""
+        return [pod for pod in self.pods if keys.WORKLOAD in _labels(pod)] or self.pods
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Every workload that exists or is asked for, with its members; `problems` are pods that had to be left out."""
+
+    groups: Mapping[WorkloadKey, Group]
+    problems: tuple[Problem, ...] = ()
+
+
+def group_by_workload(view: ClusterView) -> Membership:
+    """Return who belongs to which workload.
+
+    A pod whose owner should have been read but was not is left out: it would found a workload of the wrong name.
+    """
+    owners = Owners(view.owners)
+    groups = {
+        WorkloadKey(item["metadata"].get("namespace", ""), item["metadata"]["name"]): Group(item)
+        for item in view.workloads
+    }
+    sharers = _Sharers(groups)
+    for manifest in view.owners:
+        metadata = pod_template(manifest).get("metadata") or EMPTY
+        if _takes_part(metadata.get("labels") or EMPTY) and controller_of(manifest) is None:
+            sharers.add_owner(manifest, _key(manifest, _named(metadata) or manifest["metadata"]["name"]))
+    problems = []
+    # Replicas of one owner come by the thousand: where the first one went, the others go.
+    placed: dict[tuple[int, str | None], Group] = {}
+    for pod in view.pods:
+        metadata = pod["metadata"]
+        if not _takes_part(metadata.get("labels") or EMPTY) or (pod.get("status") or EMPTY).get("phase") in _ENDED:
+            continue
+        top, named = owners.top(pod), _named(metadata)
+        group = placed.get((id(top), named)) if top is not None and top.manifest is not None else None
+        if group is None:
+            if top is not None and top.is_missing and named is None:
+                problems.append(_orphaned(pod, top))
+                continue
+            group = sharers.place(pod, top, _key(pod, named or (top.name if top is not None else metadata["name"])))
+            placed[id(top), named] = group
+        group.pods.append(pod)
+    return Membership(groups, tuple(problems))
+
+
+class _Sharers:
+    """Puts those who ask for a workload into its group."""
+
+    def __init__(self, groups: dict[WorkloadKey, Group]) -> None:
+        self._groups = groups
+
+    def place(self, pod: Manifest, top: TopOwner | None, key: WorkloadKey) -> Group:
+        """Return the pod's group, with whoever speaks for the pod in it."""
+        group = self._groups.setdefault(key, Group())
+        if top is not None and top.manifest is not None:
+            self.add_owner(top.manifest, key)
+        elif top is None or top.kind != WORKLOAD_KIND:
+            self.add_pod(pod, key)
+        return group
+
+    def add_owner(self, manifest: Manifest, key: WorkloadKey) -> None:
+        group = self._groups.setdefault(key, Group())
+        if (manifest["kind"], manifest["metadata"]["name"]) in group.sharers:
+            return
+        template = pod_template(manifest)
+        metadata = template.get("metadata") or EMPTY
+        group.sharers[manifest["kind"], manifest["metadata"]["name"]] = Sharer(
+            ref=ref_of(manifest),
+            manifest=manifest,
+            annotations=metadata.get("annotations") or EMPTY,
+            labels=metadata.get("labels") or EMPTY,
+            containers=_containers(template),
+            replicas=wanted_replicas(manifest),
+            is_owner=True,
+        )
+
+    def add_pod(self, pod: Manifest, key: WorkloadKey) -> None:
+        annotations, problems = _before_us(pod["metadata"].get("annotations") or EMPTY)
+        self._groups[key].sharers["Pod", pod["metadata"]["name"]] = Sharer(
+            ref=ref_of(pod),
+            manifest=pod,
+            annotations=annotations,
+            labels=_labels(pod),
+            containers=_containers(pod),
+            replicas=None,
+            is_worker=keys.WORKLOAD in _labels(pod),
+            problems=problems,
+        )
+
+
+def _takes_part(labels: Mapping[str, str]) -> bool:
+    enabled = labels.get(keys.ENABLED)
+    return enabled == "true" or (enabled is None and keys.WORKLOAD in labels)
+
+
+def _named(metadata: Manifest) -> str | None:
+    """Return the workload that a pod or template names."""
+    named = (metadata.get("annotations") or EMPTY).get(keys.WORKLOAD)
+    return named or (metadata.get("labels") or EMPTY).get(keys.WORKLOAD)
+
+
+def _key(manifest: Manifest, name: str) -> WorkloadKey:
+    return WorkloadKey(manifest["metadata"].get("namespace", ""), name)
+
+
+def _orphaned(pod: Manifest, top: TopOwner) -> Problem:
+    metadata = pod["metadata"]
+    allowed = f"an owner that exists, or the workload's name in {keys.WORKLOAD}; the pod is left out until then"
+    source = f"Pod {metadata.get('namespace', '')}/{metadata['name']}"
+    return Problem("metadata.ownerReferences", f"{top.kind} {top.name}", allowed, source)
+
+
+def _labels(manifest: Manifest) -> Mapping[str, str]:
+    return manifest["metadata"].get("labels") or EMPTY
+
+
+def _containers(pod: Manifest) -> tuple[str, ...] | None:
+    containers: Iterable[Manifest] | None = (pod.get("spec") or EMPTY).get("containers")
+    return None if not containers else tuple(str(container.get("name", "")) for container in containers)
+
+
+def _before_us(annotations: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[Problem, ...]]:
+    """Return a pod's annotations with the original amounts in place of those that we wrote."""
+    text = annotations.get(keys.AUTOSCALING_ORIGINAL)
+    if text is None:
+        return annotations, ()
+    try:
+        original = json.loads(text)
+    except ValueError:
+        original = None
+    if not isinstance(original, dict):
+        allowed = "the JSON object that the autoscaler wrote; remove the key to make the present amounts yours"
+        return annotations, (Problem(keys.AUTOSCALING_ORIGINAL, text[:80], allowed),)
+    restored = {**annotations, **{keys.PREFIX + str(name): str(value) for name, value in original.items()}}
+    del restored[keys.AUTOSCALING_ORIGINAL]
+    return restored, ()
