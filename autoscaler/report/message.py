@@ -69,8 +69,13 @@ def sentence(decision: FieldDecision) -> str:
 
 def explanation(decision: Decision) -> str:
     """Return the sentences of the figures that move or are held back, else that nothing has to."""
-    told = [sentence(one) for one in decision.fields if one.changed or is_blocked(one)]
+    told = [sentence(one) for one in decision.fields if moves(one) or is_blocked(one)]
     return "; ".join(told) if told else "every figure is where it should be"
+
+
+def moves(decision: FieldDecision) -> bool:
+    """Tell whether a figure moves; one that is not known does not."""
+    return decision.changed and not math.isnan(decision.allowed)
 
 
 def is_blocked(decision: FieldDecision) -> bool:
@@ -103,7 +108,7 @@ def _move(decision: FieldDecision) -> str:
         for value in (decision.current, decision.wanted, decision.allowed, decision.uncapped)
     )
     beyond = "" if uncapped in {wanted, UNKNOWN} else f" (uncapped {uncapped})"
-    if decision.changed:
+    if moves(decision):
         return f"{current} → {allowed}{unit}" + (f", wanted {wanted}" if wanted != allowed else "") + beyond
     if wanted in {current, UNKNOWN}:
         return f"stays {current}{unit}{beyond}"

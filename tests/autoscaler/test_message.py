@@ -66,6 +66,11 @@ def test_what_is_not_known_is_not_called_zero():
     assert "nan" not in text
 
 
+def test_a_figure_that_nobody_knows_does_not_move():
+    blind = figure(LIMIT, math.nan, math.nan, cause=Cause.NO_DATA, verdict=Verdict.STALE)
+    assert sentence(blind).startswith("compute limit stays unknown TFLOPs")
+
+
 @pytest.mark.parametrize(("enum", "texts"), [(Cause, CAUSE_TEXT), (Verdict, VERDICT_TEXT)])
 def test_every_cause_and_verdict_has_its_words(enum, texts):
     assert set(texts) == set(enum)

@@ -1,0 +1,111 @@
+"""Events of a pass: what was done, after it was done, and what newly stands in the way; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import Final
+
+from autoscaler.model.allowed import is_applied
+from autoscaler.model.config import Mode
+from autoscaler.model.decision import Decision, Field, FieldDecision
+from autoscaler.model.reasons import Cause, Verdict
+from autoscaler.model.steps import Emit
+from autoscaler.report.conditions import LAYERS
+from autoscaler.report.message import is_blocked, sentence
+from autoscaler.report.reported import Reported
+
+
+class EventReason(StrEnum):
+    """Reasons of the events on a workload and its owners."""
+
+    RESOURCE_SCALED_UP = "ResourceScaledUp"
+    RESOURCE_SCALED_DOWN = "ResourceScaledDown"
+    REPLICAS_SCALED_UP = "ReplicasScaledUp"
+    REPLICAS_SCALED_DOWN = "ReplicasScaledDown"
+    SCALING_BLOCKED = "ScalingBlocked"
+    OOM_DETECTED = "OOMDetected"
+
+
+BLOCKING: Final = frozenset(
+    {
+        Verdict.CAPACITY_LIMITED,
+        Verdict.QUOTA_LIMITED,
+        Verdict.BOUND_LIMITED,
+        Verdict.UNSUPPORTED_ISOLATION,
+        Verdict.DEDICATED_GPU,
+        Verdict.REPLICAS_MANAGED_ELSEWHERE,
+        Verdict.AGENT_UNREACHABLE,
+    }
+)
+"""Verdicts that someone has to resolve before growth can go on; the others pass by themselves."""
+
+WARNINGS: Final = frozenset({EventReason.SCALING_BLOCKED, EventReason.OOM_DETECTED})
+Told = tuple[EventReason, str]
+
+
+def events_of(reported: Reported) -> tuple[Emit, ...]:
+    """Return the events of one workload, each on the workload and on its owners.
+
+    Call it after the writes: where they failed (`error`) nothing was scaled. Blocked growth and memory exhaustion are
+    told once, when the stored status does not know of them yet.
+    """
+    decision = reported.decision
+    if decision is None:
+        return ()
+    told = [] if reported.error else [*_scaled(decision)]
+    told += [*_blocked(reported, decision), *_out_of_memory(reported, decision)]
+    workload = reported.workload
+    refs = (workload.ref, *workload.owners) if workload.exists else workload.owners
+    return tuple(Emit(ref, reason, text, warning=reason in WARNINGS) for reason, text in told for ref in refs)
+
+
+def _scaled(decision: Decision) -> Iterator[Told]:
+    moved = [one for one in decision.fields if is_applied(one) and one.changed]
+    groups = (
+        (EventReason.RESOURCE_SCALED_UP, True, False),
+        (EventReason.RESOURCE_SCALED_DOWN, False, False),
+        (EventReason.REPLICAS_SCALED_UP, True, True),
+        (EventReason.REPLICAS_SCALED_DOWN, False, True),
+    )
+    for reason, grows, is_replicas in groups:
+        group = [one for one in moved if _grows(one) is grows and (one.field is Field.REPLICAS) is is_replicas]
+        if group:
+            yield reason, _joined(group)
+
+
+def _grows(decision: FieldDecision) -> bool:
+    return decision.allowed > decision.current
+
+
+def _blocked(reported: Reported, decision: Decision) -> Iterator[Told]:
+    known = _reasons_before(reported)
+    blocked = [
+        decision[field]
+        for type_, fields in LAYERS.items()
+        for field in fields
+        if _wants_more(decision[field]) and decision[field].verdict != known.get(type_)
+    ]
+    if blocked:
+        yield EventReason.SCALING_BLOCKED, _joined(blocked)
+
+
+def _wants_more(decision: FieldDecision) -> bool:
+    grows = decision.uncapped > decision.allowed or decision.wanted > decision.allowed
+    return decision.mode is Mode.ON and is_blocked(decision) and decision.verdict in BLOCKING and grows
+
+
+def _out_of_memory(reported: Reported, decision: Decision) -> Iterator[Told]:
+    before = (reported.workload.status.get("autoscaling") or {}).get("vram") or {}
+    hit = [one for one in decision.fields if one.cause is Cause.OOM_SEEN]
+    if hit and before.get("reason") != Cause.OOM_SEEN:
+        yield EventReason.OOM_DETECTED, _joined(hit)
+
+
+def _reasons_before(reported: Reported) -> dict[str, str]:
+    conditions = reported.workload.status.get("conditions") or ()
+    return {one.get("type", ""): one.get("reason", "") for one in conditions}
+
+
+def _joined(decisions: Iterable[FieldDecision]) -> str:
+    return "; ".join(map(sentence, decisions))

@@ -1,0 +1,241 @@
+"""The status of a TensorFusionWorkload, and whether it differs enough from the one stored to be written; pure.
+
+Neighbours: `model.status` is its schema, `conditions`, `display` and `message` its parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from autoscaler.contract.keys import WORKLOAD
+from autoscaler.contract.quantity import parse_quantity
+from autoscaler.model.allowed import allowed_amounts, is_applied
+from autoscaler.model.decision import Decision, Field, field_of
+from autoscaler.model.quantity import format_duration
+from autoscaler.model.resources import SPECS, Amounts, Resource, Side
+from autoscaler.model.workload import BrokenWorkload, Manifest
+from autoscaler.report.conditions import (
+    ConditionType,
+    conditions_of,
+    config_valid,
+    gravest,
+    headline,
+    listed,
+)
+from autoscaler.report.display import arrow, layers_on, recommended_amounts, resource_text, short_status
+from autoscaler.report.message import amount_text, explanation, sentence
+from autoscaler.report.reported import (
+    Acknowledgement,
+    MetricsHealth,
+    MetricsReason,
+    Reported,
+    acknowledged,
+    status_of_worker,
+    timestamp,
+)
+
+__all__ = ["MetricsHealth", "MetricsReason", "Reported", "broken_status", "changed", "status_of"]
+
+MAX_MESSAGE_CHARACTERS: Final = 4096
+_EVALUATION: Final = frozenset({"lastEvaluationTime", "samples", "span", "message", "usage"})
+"""What every evaluation makes anew: shown when something else is written, never the cause of a write."""
+
+_DRIFTING: Final = frozenset({"lowerBound", "upperBound", "uncappedTarget", "uncappedLimitTarget", "bounds"})
+DRIFT_RATIO: Final = 0.05
+"""The band and the uncapped figure follow every sample; smaller moves than this are not worth a write."""
+
+
+def status_of(reported: Reported) -> dict[str, Any]:
+    """Return the whole status of a workload, as its schema has it; what is not known is absent."""
+    workload, nodes = reported.workload, acknowledged(reported)
+    conditions = conditions_of(reported, nodes)
+    current = workload.current if reported.error else allowed_amounts(workload.current, reported.decision)
+    figures = recommended_amounts(current, reported.decision)
+    replicas = _recommended_replicas(reported)
+    status: dict[str, Any] = {
+        "observedGeneration": workload.generation,
+        "conditions": conditions,
+        "workerCount": len(workload.workers),
+        "readyWorkers": sum(worker.ready for worker in workload.workers),
+        "selector": f"{WORKLOAD}={workload.key.name}",
+        "recommendation": _resources(figures) if reported.decision is not None else None,
+        "recommendedReplicas": replicas if reported.decision is not None else None,
+        "autoscaling": {
+            **_figures(reported.decision),
+            "current": _resources(_held(current)),
+            "display": _display(reported, current, headline(conditions, reported.decision)),
+            "selector": f"{WORKLOAD}={workload.key.name}",
+            **_progress(reported, nodes),
+        },
+    }
+    return _known_fields(status)
+
+
+def broken_status(broken: BrokenWorkload, now: float) -> dict[str, Any]:
+    """Return the status of a workload whose configuration was never good: what is wrong, beside what it said before."""
+    told = {ConditionType.CONFIG_VALID: config_valid(broken.problems)}
+    others = [one for one in broken.status.get("conditions") or () if one.get("type") != ConditionType.CONFIG_VALID]
+    autoscaling = dict(broken.status.get("autoscaling") or {})
+    autoscaling["display"] = {
+        **(autoscaling.get("display") or {}),
+        "status": short_status(config_valid(broken.problems)[1]),
+        "message": config_valid(broken.problems)[2][:MAX_MESSAGE_CHARACTERS],
+    }
+    return {
+        **broken.status,
+        "observedGeneration": broken.generation,
+        "conditions": [*listed(told, broken.status, broken.generation, now), *others],
+        "autoscaling": autoscaling,
+    }
+
+
+def changed(old: Manifest, new: Manifest) -> bool:
+    """Tell whether a status differs enough to be written: in more than the evaluation's own traces and small drift."""
+    return _differs("", old, new)
+
+
+def _differs(name: str, old: Any, new: Any) -> bool:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = (old.keys() | new.keys()) - _EVALUATION
+        if new.get("type") == ConditionType.CONFIG_VALID:
+            keys |= {"message"}  # says what to correct
+        return any(_differs(key, old.get(key), new.get(key)) for key in keys)
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return len(old) != len(new) or any(_differs(name, *pair) for pair in zip(old, new, strict=True))
+    if name in _DRIFTING and isinstance(old, str) and isinstance(new, str):
+        return _moved(old, new)
+    return bool(old != new)
+
+
+def _moved(old: str, new: str) -> bool:
+    try:
+        before, after = float(parse_quantity(old)), float(parse_quantity(new))
+    except ValueError:
+        return False  # a text of several figures: those stand apart, too
+    return abs(after - before) > DRIFT_RATIO * abs(before)
+
+
+def _figures(decision: Decision | None) -> dict[str, Any]:
+    if decision is None:
+        return {}
+    count = decision[Field.REPLICAS]
+    replicas = {
+        "target": _count(count.wanted),
+        "uncappedTarget": _count(count.uncapped),
+        "reason": str(count.cause),
+        "message": sentence(count)[:MAX_MESSAGE_CHARACTERS],
+    }
+    resources = {SPECS[resource].key: _resource(decision, resource) for resource in Resource}
+    return {**resources, "replicas": replicas}
+
+
+def _resource(decision: Decision, resource: Resource) -> dict[str, Any]:
+    request, limit = (decision[field_of(resource, side)] for side in Side)
+    speaker = gravest((request, limit)) or (limit if limit.changed else request)
+    return {
+        "target": _text(resource, request.wanted),
+        "lowerBound": _text(resource, request.lower_bound),
+        "upperBound": _text(resource, request.upper_bound),
+        "uncappedTarget": _text(resource, request.uncapped),
+        "limitTarget": _text(resource, limit.wanted),
+        "uncappedLimitTarget": _text(resource, limit.uncapped),
+        "reason": str(speaker.cause),
+        "message": f"{sentence(request)}; {sentence(limit)}"[:MAX_MESSAGE_CHARACTERS],
+    }
+
+
+def _display(reported: Reported, current: Amounts, reason: str) -> dict[str, Any]:
+    decision, workload = reported.decision, reported.workload
+    figures = recommended_amounts(current, decision)
+    replicas = _recommended_replicas(reported)
+    return {
+        "qos": str(workload.config.qos),
+        "auto": layers_on(workload.config),
+        "tflops": resource_text(Resource.COMPUTE, current, figures),
+        "vram": resource_text(Resource.VRAM, current, figures),
+        "replicas": arrow(str(_replicas_now(reported)), str(replicas)),
+        "status": short_status(reason),
+        "bounds": _bounds(decision),
+        "usage": _usage(reported),
+        "message": _message(reported)[:MAX_MESSAGE_CHARACTERS],
+    }
+
+
+def _message(reported: Reported) -> str:
+    if reported.workload.problems:
+        return config_valid(reported.workload.problems)[2]
+    if reported.error:
+        return reported.error
+    return explanation(reported.decision) if reported.decision is not None else reported.metrics.message
+
+
+def _bounds(decision: Decision | None) -> str | None:
+    if decision is None:
+        return None
+    requests = [decision[field_of(resource, Side.REQUEST)] for resource in Resource]
+    pairs = [
+        "..".join(amount_text(one.field.resource, value) for value in (one.lower_bound, one.upper_bound))
+        for one in requests
+        if math.isfinite(one.lower_bound) and math.isfinite(one.upper_bound)
+    ]
+    return ", ".join(pairs) or None
+
+
+def _usage(reported: Reported) -> str | None:
+    """Return live use of the busiest worker as its node sees it: TFLOPs, bytes."""
+    statuses = [status_of_worker(reported.nodes.get(one.node), one) for one in reported.workload.workers]
+    seen = [device.observed for status in statuses if status is not None for device in status.devices]
+    tflops = max((one.tflops_used for one in seen if one.tflops_used is not None), default=math.nan)
+    vram = max((one.vram_used_bytes for one in seen if one.vram_used_bytes is not None), default=math.nan)
+    known = [amount_text(resource, value) for resource, value in zip(Resource, (tflops, vram), strict=True)]
+    return None if math.isnan(tflops) and math.isnan(vram) else ", ".join(known)
+
+
+def _progress(reported: Reported, nodes: Acknowledgement) -> dict[str, Any]:
+    decision, before = reported.decision, reported.workload.status.get("autoscaling") or {}
+    scaled = decision is not None and any(is_applied(one) and one.changed for one in decision.fields)
+    return {
+        "applied": f"{nodes.applied}/{nodes.workers}",
+        "effect": None if nodes.effect is None else str(nodes.effect),
+        "samples": None if decision is None else decision.samples,
+        "span": None if decision is None else format_duration(round(decision.span_seconds / 60) * 60),
+        "lastEvaluationTime": timestamp(reported.now if decision is None else decision.at),
+        "lastScaleTime": timestamp(reported.now) if scaled and not reported.error else before.get("lastScaleTime"),
+    }
+
+
+def _recommended_replicas(reported: Reported) -> int:
+    wanted = reported.decision[Field.REPLICAS].wanted if reported.decision is not None else math.nan
+    return _replicas_now(reported) if math.isnan(wanted) else round(wanted)
+
+
+def _replicas_now(reported: Reported) -> int:
+    figure = reported.decision[Field.REPLICAS] if reported.decision is not None else None
+    written = figure is not None and is_applied(figure) and not reported.error
+    return round(figure.allowed) if figure is not None and written else reported.workload.replicas
+
+
+def _resources(figures: Mapping[Field, float]) -> dict[str, Any]:
+    return {
+        name: {SPECS[r].key: _text(r, figures[field_of(r, side)]) for r in Resource}
+        for name, side in (("requests", Side.REQUEST), ("limits", Side.LIMIT))
+    }
+
+
+def _held(current: Amounts) -> dict[Field, float]:
+    return recommended_amounts(current, None)
+
+
+def _text(resource: Resource, value: float) -> str | None:
+    return amount_text(resource, value) if math.isfinite(value) else None
+
+
+def _count(value: float) -> int | None:
+    return round(value) if math.isfinite(value) else None
+
+
+def _known_fields(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a status without what is not known, all the way down."""
+    return {key: _known_fields(one) if isinstance(one, dict) else one for key, one in value.items() if one is not None}
