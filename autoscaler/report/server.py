@@ -1,0 +1,94 @@
+"""The controller's own HTTP server: `/metrics`, `/healthz` (the loop turns) and `/readyz` (a pass was made)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+CACHE_SECONDS: Final = 5.0
+"""Several scrapers share one rendering: it costs a second at 10,000 workloads."""
+
+
+class Health:
+    """Whether the loop turns. `monotonic` gives seconds that never go back; the controller calls `turned`."""
+
+    def __init__(self, monotonic: Callable[[], float], stuck_after_seconds: float) -> None:
+        self._monotonic = monotonic
+        self._stuck_after_seconds = stuck_after_seconds
+        self._turned_at = monotonic()
+        self._passed = False
+
+    def turned(self, *, passed: bool = True) -> None:
+        """Note that the loop came round; `passed` False: standing by or failing, but alive."""
+        self._turned_at = self._monotonic()
+        self._passed = self._passed or passed
+
+    def stuck(self) -> str:
+        """Return why the loop counts as stuck; empty while it turns."""
+        age = self._monotonic() - self._turned_at
+        if age <= self._stuck_after_seconds:
+            return ""
+        return f"the loop has not turned for {age:.0f} s (stuck after {self._stuck_after_seconds:.0f} s)"
+
+    def unready(self) -> str:
+        """Return why nobody should rely on this process yet; empty once a pass was made and the loop turns."""
+        return self.stuck() if self._passed else "no pass over the fleet was made yet"
+
+
+class _Cache:
+    """One rendering at a time, off the event loop, shared for CACHE_SECONDS."""
+
+    def __init__(self, render: Callable[[], bytes], monotonic: Callable[[], float]) -> None:
+        self._render, self._monotonic = render, monotonic
+        self._lock = asyncio.Lock()
+        self._body, self._made_at = b"", -CACHE_SECONDS
+
+    async def body(self) -> bytes:
+        async with self._lock:
+            if not self._body or self._monotonic() - self._made_at >= CACHE_SECONDS:
+                self._body = await asyncio.to_thread(self._render)
+                self._made_at = self._monotonic()
+            return self._body
+
+
+def application(render: Callable[[], bytes], health: Health, monotonic: Callable[[], float]) -> web.Application:
+    """Return the application; `render` gives the metrics' text and may take its time."""
+    cache = _Cache(render, monotonic)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=await cache.body(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return _answer(health.stuck())
+
+    async def readyz(_: web.Request) -> web.Response:
+        return _answer(health.unready())
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    return app
+
+
+async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
+    """Start serving and return the runner (`await runner.cleanup()` stops it) and the port, chosen if 0 was asked.
+
+    Raises:
+        OSError: the address can't be bound.
+
+    """
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    return runner, int(runner.addresses[0][1])
+
+
+def _answer(trouble: str) -> web.Response:
+    return web.Response(status=503 if trouble else 200, text=(trouble or "ok") + "\n")
