@@ -1,17 +1,19 @@
 """Prometheus' answers: JSON with a matrix inside, read without building an object per sample.
 
-Ninety-nine parts in a hundred of a body are pairs `[1700000000.5,"0.25"]`. They are left as bytes, and decoded as one
-flat list of numbers a series; only NaN and infinities, which JSON lacks, take a slower way.
+Ninety-nine parts in a hundred of a body are pairs `[1700000000.5,"0.25"]`. They are left as bytes, and decoded as
+flat lists of numbers; only NaN and infinities, which JSON lacks, take a slower way.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
 
 from autoscaler.errors import HistoryError
 from autoscaler.model.usage import Floats
-from autoscaler.read.samples import Samples, identity_of, samples_of
+from autoscaler.read.samples import Samples, identity_of
 
 
 class _Series(msgspec.Struct, gc=False):
@@ -32,13 +34,14 @@ class _Answer(msgspec.Struct, gc=False, rename="camel"):
     warnings: list[str] | None = None
 
 
+BATCH_BYTES = 100_000
 _ANSWER = msgspec.json.Decoder(_Answer)
 _MATRIX = msgspec.json.Decoder(_Matrix)
 _NUMBERS = msgspec.json.Decoder(list[float])
 
 
 def samples_in(body: bytes) -> Samples:
-    """Return the matrix in an answer; series without a workload or device label are kept, others may need them.
+    """Return the matrix in an answer.
 
     Raises:
         HistoryError: the answer is no success, carries warnings (it may be partial), is no matrix or cut short.
@@ -55,7 +58,7 @@ def samples_in(body: bytes) -> Samples:
         raise HistoryError(f"the answer is not what Prometheus answers ({len(body)} bytes): {error}") from error
     if matrix.result_type != "matrix":
         raise HistoryError(f"expected a matrix, got {matrix.result_type!r}")
-    return samples_of((identity_of(series.metric), *_points(bytes(series.values))) for series in matrix.result)
+    return _samples(matrix.result)
 
 
 def reason_in(body: bytes) -> str:
@@ -67,16 +70,49 @@ def reason_in(body: bytes) -> str:
     return answer.error or answer.status
 
 
-def _points(pairs: bytes) -> tuple[Floats, Floats]:
+def _samples(result: list[_Series]) -> Samples:
+    counts = np.array([_points_in(bytes(series.values)) for series in result], dtype=np.int64)
+    points = np.concatenate([np.zeros((0, 2)), *(_points(batch) for batch in _batches(result))])
+    return Samples(
+        identities=tuple(identity_of(series.metric) for series in result),
+        owner=np.repeat(np.arange(len(result)), counts),
+        times=points[:, 0].copy(),
+        values=points[:, 1].copy(),
+    )
+
+
+def _points_in(pairs: bytes) -> int:
+    """Return how many pairs of a bare time and a quoted value there are."""
+    quotes, commas = pairs.count(b'"'), pairs.count(b",")
+    if quotes % 2 or (commas != quotes - 1 and pairs != b"[]"):
+        raise HistoryError(f"a series is not pairs of time and value: {pairs[:60]!r}")
+    return quotes // 2
+
+
+def _batches(result: list[_Series]) -> Iterator[bytes]:
+    """Yield the pairs of many short series, or of a long one, as one."""
+    batch: list[bytes] = []
+    size = 0
+    for series in result:
+        pairs = bytes(series.values)
+        if pairs != b"[]":
+            batch.append(pairs)
+            size += len(pairs)
+        if size > BATCH_BYTES:
+            yield b",".join(batch)
+            batch, size = [], 0
+    if batch:
+        yield b",".join(batch)
+
+
+def _points(pairs: bytes) -> Floats:
+    """Return (N, 2): time and value."""
     flat = pairs.translate(None, b'[]" ')
     try:
         numbers = _NUMBERS.decode(b"[" + flat + b"]")
     except msgspec.MsgspecError:
         numbers = _slowly(flat)
-    if len(numbers) != pairs.count(b'"'):
-        raise HistoryError(f"a series is not pairs of time and value: {pairs[:60]!r}")
-    points = np.array(numbers, dtype=np.float64).reshape(-1, 2)
-    return points[:, 0], points[:, 1]
+    return np.array(numbers, dtype=np.float64).reshape(-1, 2)
 
 
 def _slowly(flat: bytes) -> list[float]:

@@ -27,9 +27,12 @@ class Identity(NamedTuple):
     source: str = ""
 
 
+_LABELS = tuple((f"exported_{name}", name) for name in Identity._fields)
+
+
 def identity_of(labels: Mapping[str, str]) -> Identity:
     """Return the identity in a series' labels; `exported_*` is the agent's label where the scrape's took its name."""
-    return Identity._make(labels.get(f"exported_{name}") or labels.get(name, "") for name in Identity._fields)
+    return Identity._make([labels.get(exported) or labels.get(name, "") for exported, name in _LABELS])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
