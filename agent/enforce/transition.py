@@ -29,7 +29,7 @@ class _Held:
 
 
 class Enforcer:
-    """Puts shares into force through one backend; `attempts` collects what was tried, until it is taken."""
+    """Puts shares into force through one backend; keeps the attempts that told something new, until they are taken."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -38,7 +38,7 @@ class Enforcer:
         self._attempts: list[Applied] = []
 
     def take_attempts(self) -> tuple[Applied, ...]:
-        """Return what was put into force, or was refused, since the last call."""
+        """Return what was put into force, or was refused, since the last call; a repeated refusal counts once."""
         taken, self._attempts = tuple(self._attempts), []
         return taken
 
@@ -89,8 +89,9 @@ class Enforcer:
             applied = Applied(self.capabilities.vram, observed, f"BackendFailed: {self.backend.name}: {error}")
         if held_back and not applied.reason:
             applied = replace(applied, reason=held_back)
-        self._held[key] = _Held(share.effective, applied)
-        self._attempts.append(applied)
+        held, self._held[key] = self._held.get(key), _Held(share.effective, applied)
+        if held is None or (held.asked, held.applied.reason) != (share.effective, applied.reason):
+            self._attempts.append(applied)
         return applied
 
     def _release_others(self, keyed: Mapping[WorkerKey, Share], present: Collection[WorkerId]) -> None:

@@ -175,6 +175,18 @@ def test_an_unsupported_quota_is_tried_once_not_each_tick():
     assert len(enforcer.take_attempts()) == 1
 
 
+def test_a_refusal_that_is_tried_again_each_tick_is_told_once():
+    use = Use(a=60)
+    enforcer = Enforcer(Audited(use))
+    enforce(enforcer, share("a", 70))
+    for _ in range(3):
+        assert enforce(enforcer, share("a", 20))["a"].reason
+    assert [applied.reason[:9] for applied in enforcer.take_attempts()] == ["", "VRAMInUse"]
+    use.vram_bytes["a"] = 0
+    enforce(enforcer, share("a", 20))
+    assert [applied.in_force for applied in enforcer.take_attempts()] == [True]
+
+
 def test_the_files_of_simulated_workers_carry_the_limits_and_outlive_the_agent(tmp_path):
     backend = SimulatedBackend(Use(), tmp_path)
     backend.probe()
@@ -199,7 +211,7 @@ def test_limits_left_by_an_earlier_run_count_until_their_worker_is_known_to_be_g
     assert free["new", "main", GPU].in_force
 
 
-@given(st.text(min_size=1, max_size=12), st.text(max_size=12), st.text(min_size=1, max_size=12))
+@given(st.text(min_size=1, max_size=6), st.text(max_size=6), st.text(min_size=1, max_size=6))
 def test_any_name_makes_one_file_inside_the_directory_and_is_read_back(tmp_path_factory, uid, container, uuid):
     directory = tmp_path_factory.mktemp("limits")
     backend = SimulatedBackend(Use(), directory)
