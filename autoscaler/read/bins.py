@@ -91,7 +91,7 @@ def with_births(counted: Binned, window: Window, known_since: Floats) -> Floats3
 def highest(samples: Samples, window: Window) -> Binned:
     """Return the highest sample of each bin."""
     flat, inside = _flat(samples, window)
-    starts = np.flatnonzero(np.diff(flat, prepend=-1))
+    starts, _ = _runs(flat)
     figures = np.maximum.reduceat(samples.values[inside], starts) if len(starts) else np.zeros(0)
     return _gauge(samples, window, flat[starts], figures)
 
@@ -99,7 +99,7 @@ def highest(samples: Samples, window: Window) -> Binned:
 def latest(samples: Samples, window: Window) -> Binned:
     """Return the last sample of each bin."""
     flat, inside = _flat(samples, window)
-    ends = np.flatnonzero(np.diff(flat, append=-1))
+    _, ends = _runs(flat)
     return _gauge(samples, window, flat[ends], samples.values[inside][ends])
 
 
@@ -118,8 +118,9 @@ def _gauge(samples: Samples, window: Window, places: Ints, figures: Floats) -> B
 
 def _steps(samples: Samples) -> tuple[Floats, Floats]:
     """Return seconds and rise from each sample to the next; a counter that fell began again at 0."""
-    rise = np.diff(samples.values)
-    return np.diff(samples.times), np.where(rise < 0, samples.values[1:], rise)
+    times, values = samples.times, samples.values
+    rise = values[1:] - values[:-1]
+    return times[1:] - times[:-1], np.where(rise < 0, values[1:], rise)
 
 
 def _between_edges(samples: Samples, window: Window, amounts: Floats) -> Floats:
@@ -135,8 +136,8 @@ def _between_edges(samples: Samples, window: Window, amounts: Floats) -> Floats:
     span = max(samples.times.max(), edges[-1]) - origin + window.step
     axis = samples.owner * span + (samples.times - origin)
     running = np.concatenate(([0.0], np.cumsum(amounts)))
-    at_edges = np.interp(series[:, None] * span + (edges - origin), axis, running)
-    return np.diff(at_edges, axis=1)
+    at_edges: Floats = np.interp(series[:, None] * span + (edges - origin), axis, running)
+    return at_edges[:, 1:] - at_edges[:, :-1]
 
 
 def _flat(samples: Samples, window: Window) -> tuple[Ints, Bools]:
@@ -144,6 +145,14 @@ def _flat(samples: Samples, window: Window) -> tuple[Ints, Bools]:
     bins = np.ceil((samples.times - window.start) / window.step - 1e-9).astype(np.int64) - 1
     inside = (bins >= 0) & (bins < window.bins)
     return samples.owner[inside] * window.bins + bins[inside], inside
+
+
+def _runs(groups: Ints) -> tuple[Ints, Ints]:
+    """Return first and last index of each run of equal numbers."""
+    if not len(groups):
+        return groups, groups
+    changes = np.flatnonzero(groups[1:] != groups[:-1])
+    return np.concatenate(([0], changes + 1)), np.concatenate((changes, [len(groups) - 1]))
 
 
 def _sampled(places: Ints, shape: tuple[int, int]) -> Bools:
@@ -154,11 +163,11 @@ def _sampled(places: Ints, shape: tuple[int, int]) -> Bools:
 
 def _binned(samples: Samples, window: Window, values: Floats32, reported: Bools) -> Binned:
     first_seen, first_value, last_seen = (np.full(len(samples.identities), np.nan) for _ in range(3))
-    starts = np.flatnonzero(np.diff(samples.owner, prepend=-1))
+    starts, _ = _runs(samples.owner)
     first_seen[samples.owner[starts]] = samples.times[starts]
     first_value[samples.owner[starts]] = samples.values[starts]
     by_end = samples.times <= window.end
     owner, times = samples.owner[by_end], samples.times[by_end]
-    ends = np.flatnonzero(np.diff(owner, append=-1))
+    _, ends = _runs(owner)
     last_seen[owner[ends]] = times[ends]
     return Binned(samples.identities, values, reported, first_seen, first_value, last_seen)

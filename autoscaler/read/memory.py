@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from autoscaler.errors import HistoryError
 from autoscaler.model.usage import Usage, Window
-from autoscaler.read.bins import gap_seconds
-from autoscaler.read.readings import DEVICE_MEMORY_SECONDS, FALLBACK, READINGS, Reading, Reduction, reduced
+from autoscaler.read.bins import Binned, gap_seconds
+from autoscaler.read.readings import DEVICE_MEMORY_SECONDS, FALLBACK, READINGS, Reading, Reduction, lacks_peak, reduced
 from autoscaler.read.samples import Identity, Samples, identity_of, samples_of
 from autoscaler.read.series import usage_of
 
@@ -72,31 +73,32 @@ class MemoryHistory:
 
     async def read(self, window: Window) -> Usage:
         """Return the fleet's use in a window."""
-        gap = gap_seconds(self._scrape_interval_seconds)
-        return usage_of(
-            window, {reading: reduced(reading, self._samples(reading, window), window, gap) for reading in self._series}
-        )
+        binned = self._binned(READINGS, window)
+        return usage_of(window, binned | self._binned((FALLBACK,), window) if lacks_peak(binned) else binned)
 
     async def close(self) -> None:
         """Nothing is held but memory."""
+
+    def _binned(self, readings: Iterable[Reading], window: Window) -> dict[Reading, Binned]:
+        gap = gap_seconds(self._scrape_interval_seconds)
+        return {reading: reduced(reading, self._samples(reading, window), window, gap) for reading in readings}
 
     def _forget_before(self, oldest: float) -> None:
         for reading, known in self._series.items():
             self._series[reading] = {name: series for name, series in known.items() if series.times[-1] >= oldest}
 
     def _sample(self, reading: Reading, line: str) -> tuple[_Series, float]:
-        matched = _LINE.match(line)
+        known = self._series[reading]
+        name, _, value = line.rpartition(" ")
         try:
-            if matched is None:
-                raise ValueError("no value after the labels")  # noqa: TRY301 - one message for both ways to be wrong
-            name, value = matched[1], float(matched[2])
-            series = self._series[reading].get(name)
-            if series is None:
+            if name not in known:
+                name, value = _parted(line)
+            if name not in known:
                 (family,) = text_string_to_metric_families(f"{name} 0\n")
-                series = self._series[reading][name] = _Series(identity_of(family.samples[0].labels))
+                known[name] = _Series(identity_of(family.samples[0].labels))
+            return known[name], float(value)
         except ValueError as error:
             raise HistoryError(f"the exposition holds {line[:120]!r}: {error}") from error
-        return series, value
 
     def _samples(self, reading: Reading, window: Window) -> Samples:
         start, end = window.start, window.end
@@ -112,3 +114,11 @@ class MemoryHistory:
             if low < high:
                 found.append((series.identity, np.array(times[low:high]), np.array(series.values[low:high])))
         return samples_of(found)
+
+
+def _parted(line: str) -> tuple[str, str]:
+    """Return series and value of a line that may have a timestamp or an exemplar behind them."""
+    matched = _LINE.match(line)
+    if matched is None:
+        raise ValueError("no value after the labels")
+    return matched[1], matched[2]
