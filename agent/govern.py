@@ -140,7 +140,8 @@ def _divide(wanted: Sequence[Claim], room: Room) -> list[int]:
         for level in _levels(wanted):
             shares = _raise_only(level, shares, nothing, requests, room.vram_total_bytes)
     for level in _levels(wanted):
-        shares = _raise_only(level, shares, requests, limits, lendable)
+        # Surplus counts from the request, or from the share where even the request fell short.
+        shares = _raise_only(level, shares, list(map(min, requests, shares)), limits, lendable)
     return shares
 
 
@@ -162,7 +163,10 @@ def _raise_only(
 
 
 def _raise(shares: Sequence[int], bases: Sequence[int], targets: Sequence[int], total: int) -> list[int]:
-    """Raise every share to its target, or all to the highest common rise over their bases whose sum fits in total."""
+    """Raise every share to its target, or all to the highest common rise over their bases whose sum fits in total.
+
+    A base is never above its share, so a rise of 0 changes nothing. Fewer bytes than there are shares may stay unused.
+    """
     full = list(map(max, shares, targets))
     if sum(full) <= total:
         return full
