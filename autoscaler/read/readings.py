@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+import numpy as np
+
 from autoscaler.contract import metrics
 from autoscaler.model.usage import Window
 from autoscaler.read import bins
@@ -80,4 +82,9 @@ def reduced(reading: Reading, samples: Samples, window: Window, gap: float) -> B
 def lacks_peak(binned: Mapping[Reading, Binned]) -> bool:
     """Return whether a worker reports compute or a ceiling but no VRAM peak, so that the fallback must be read."""
     peaks = set(binned[VRAM_PEAK].identities)
-    return any(not peaks.issuperset(binned[other].identities) for other in (COMPUTE, TFLOPS_CEILING, VRAM_CEILING))
+    others = (binned[reading] for reading in (COMPUTE, TFLOPS_CEILING, VRAM_CEILING))
+    return any(
+        other.identities[series] not in peaks
+        for other in others
+        for series in np.flatnonzero(other.reported.any(axis=1))
+    )
