@@ -19,7 +19,7 @@ from autoscaler.apply.fit import Held, Key, Standing, fit, shrinks_and_grows, sm
 from autoscaler.contract import keys
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, QuotaStatus, WorkerQuota
-from autoscaler.model.allowed import allowed_amounts, is_applied
+from autoscaler.model.allowed import Overlay, is_applied, overlay_of
 from autoscaler.model.decision import AMOUNT_FIELDS, Decision, Field
 from autoscaler.model.quantity import format_amount
 from autoscaler.model.resources import Amount, Amounts, Resource, Side
@@ -50,7 +50,8 @@ def intents(workload: Workload, decision: Decision) -> tuple[ClusterWrite, ...]:
     owner first and to the TensorFusionWorkload last, because the latter is where the next pass reads them: what a
     crash between the two leaves undone is decided again.
     """
-    annotated = (_annotate(workload, worker, decision) for worker in workload.workers)
+    overlay = overlay_of(decision)
+    annotated = (_annotate(workload, worker, overlay) for worker in workload.workers)
     return (*(write for write in annotated if write is not None), *_scales(workload, decision))
 
 
@@ -61,18 +62,12 @@ def quotas_of(workload: Workload, worker: Worker, amounts: Amounts, state: NodeS
     if not devices:
         return Held(uid, "", f"DevicesUnknown: nobody has told which devices of {state.node} the worker runs on")
     compute, vram = amounts.compute, amounts.vram
-    if not all(map(math.isfinite, (compute.request, compute.limit, vram.request, vram.limit))):
+    if not math.isfinite(compute.request + compute.limit + vram.request + vram.limit):
         return Held(uid, "", "AmountsUnknown: the worker's request or limit is not known")
-    vram_request, vram_limit = math.ceil(vram.request), math.ceil(vram.limit)
-    return WorkerQuota(
-        pod_uid=uid,
-        namespace=worker.ref.namespace,
-        pod=worker.ref.name,
-        workload=workload.key.name,
-        qos=workload.config.qos,
-        devices=tuple(DeviceQuota(uuid, compute.request, compute.limit, vram_request, vram_limit) for uuid in devices),
-        container=worker.container,
-    )
+    figures = compute.request, compute.limit, math.ceil(vram.request), math.ceil(vram.limit)
+    quotas = tuple([DeviceQuota(uuid, *figures) for uuid in devices])
+    ref = worker.ref
+    return WorkerQuota(uid, ref.namespace, ref.name, workload.key.name, workload.config.qos, quotas, worker.container)
 
 
 def kept_quotas(state: NodeState, workloads: Collection[WorkloadKey]) -> tuple[WorkerQuota, ...]:
@@ -82,11 +77,8 @@ def kept_quotas(state: NodeState, workloads: Collection[WorkloadKey]) -> tuple[W
         quotas = tuple(device.desired for device in worker.devices if device.desired is not None)
         if quotas and WorkloadKey(worker.namespace, worker.workload) in workloads:
             qos = worker.qos or QoS.MEDIUM
-            kept.append(
-                WorkerQuota(
-                    worker.pod_uid, worker.namespace, worker.pod, worker.workload, qos, quotas, worker.container
-                )
-            )
+            name = worker.pod_uid, worker.namespace, worker.pod, worker.workload
+            kept.append(WorkerQuota(*name, qos, quotas, worker.container))
     return tuple(kept)
 
 
@@ -104,6 +96,8 @@ def documents(state: NodeState, desired: Sequence[WorkerQuota], epoch: int) -> D
     status = state.quotas
     if status is None or not state.reachable:
         return Documents(held=_all_held(desired, f"AgentUnreachable: {state.error or 'its quotas are not known'}"))
+    if _has_exactly(status, desired):
+        return Documents()
     standing = _standing(status)
     aliases = _aliases(standing)
     entries = [(worker, tuple(_key(aliases, worker, quota.uuid) for quota in worker.devices)) for worker in desired]
@@ -126,9 +120,21 @@ def documents(state: NodeState, desired: Sequence[WorkerQuota], epoch: int) -> D
     )
 
 
-def _annotate(workload: Workload, worker: Worker, decision: Decision) -> Annotate | None:
-    wanted = allowed_amounts(worker.current, decision)
-    if wanted == worker.current:
+def _has_exactly(status: QuotaStatus, desired: Sequence[WorkerQuota]) -> bool:
+    """Tell whether a node was told just this; what it took, it has room for. The usual case, so it must be cheap."""
+    told = {(worker.pod_uid, worker.container): worker for worker in status.workers}
+    for quota in desired:
+        worker = told.pop((quota.pod_uid, quota.container), None)
+        if worker is None or worker.workload != quota.workload or worker.qos not in {None, quota.qos}:
+            return False
+        if tuple([device.desired for device in worker.devices]) != quota.devices:
+            return False
+    return not any(device.desired for worker in told.values() for device in worker.devices)
+
+
+def _annotate(workload: Workload, worker: Worker, overlay: Overlay) -> Annotate | None:
+    wanted = overlay.over(worker.current)
+    if wanted is worker.current:
         return None
     before, after = _texts(worker.current), _texts(wanted)
     changes: dict[str, str | None] = {key: text for key, text in after.items() if before.get(key) != text}

@@ -15,7 +15,7 @@ from autoscaler.apply.fit import Held
 from autoscaler.apply.plan import documents, intents, kept_quotas, quotas_of
 from autoscaler.contract.quota import QuotaDocument, WorkerQuota
 from autoscaler.errors import NodeError, RefusedError
-from autoscaler.model.allowed import allowed_amounts
+from autoscaler.model.allowed import overlay_of
 from autoscaler.model.decision import Decision
 from autoscaler.model.snapshot import NodeState
 from autoscaler.model.steps import Annotate, ClusterWrite, Scale
@@ -142,7 +142,7 @@ def _desired(
     desired: dict[str, list[WorkerQuota]] = {node: list(kept_quotas(s, batch.keep)) for node, s in batch.nodes.items()}
     unplaced: list[Held] = []
     for workload in batch.workloads:
-        decision = batch.decisions.get(workload.key)
+        overlay = overlay_of(batch.decisions.get(workload.key))
         outcome = wrote.get(workload.key, _Wrote())
         unwritten = _unwritten(workload, outcome)
         for worker in workload.workers:
@@ -151,7 +151,8 @@ def _desired(
                 reason = f"no agent on node {worker.node}" if worker.node else "not on a node yet"
                 unplaced.append(Held(worker.ref.uid, "", f"DevicesUnknown: {reason}"))
                 continue
-            amounts = worker.current if worker.ref in unwritten else allowed_amounts(worker.current, decision)
+            is_written = not unwritten or worker.ref not in unwritten
+            amounts = overlay.over(worker.current) if is_written else worker.current
             quota = quotas_of(workload, worker, amounts, state)
             if isinstance(quota, Held):
                 unplaced.append(quota)

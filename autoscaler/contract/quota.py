@@ -1,7 +1,8 @@
 """The quota document and its answers, as the agent's HTTP API carries them.
 
 Whole-node and idempotent: a document lists every quota of the node. `(epoch, generation)` orders documents; an agent
-refuses an older one. What a reply calls `applied` is only what the backend acknowledged.
+refuses an older one. What a reply calls `applied` is only what the backend acknowledged. `gc=False` where a fleet's pass
+makes hundreds of thousands: frozen structs of strings and numbers can't form cycles.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ QUOTAS_PATH: Final = "/v1/quotas"
 DEVICES_PATH: Final = "/v1/devices"
 
 
-class DeviceQuota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DeviceQuota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """What one worker may use on one device: FP16 TFLOPs and bytes; request is guaranteed, limit is the ceiling."""
 
     uuid: str
@@ -27,7 +28,7 @@ class DeviceQuota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vram_limit_bytes: int
 
 
-class WorkerQuota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class WorkerQuota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """The quotas of one worker, found by its pod's UID (and container, where a pod has several workers)."""
 
     pod_uid: str

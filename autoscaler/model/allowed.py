@@ -6,12 +6,13 @@ Written once, because annotations, quotas and status must carry the same figures
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Final
 
 from autoscaler.model.config import Mode
-from autoscaler.model.decision import Decision, FieldDecision, field_of
+from autoscaler.model.decision import AMOUNT_FIELDS, Decision, FieldDecision
 from autoscaler.model.reasons import Verdict
-from autoscaler.model.resources import Amount, Amounts, Resource, Side
+from autoscaler.model.resources import Amount, Amounts
 
 HANDS_OFF: Final = frozenset(
     {Verdict.PAUSED, Verdict.CONFIG_INVALID, Verdict.UNSUPPORTED_ISOLATION, Verdict.DEDICATED_GPU}
@@ -24,22 +25,44 @@ def is_applied(decision: FieldDecision) -> bool:
     return decision.mode is Mode.ON and decision.verdict not in HANDS_OFF and math.isfinite(decision.allowed)
 
 
-def allowed_amounts(current: Amounts, decision: Decision | None) -> Amounts:
-    """Return what a worker that holds `current` is to hold (TFLOPs and bytes, per device).
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """What a decision puts over a worker's amounts, by AMOUNT_FIELDS; None: that figure is not ours to set.
 
-    Where only one side of a resource is ours it yields to the other, so that request <= limit holds for every worker.
+    Made once per workload: a fleet has ten times as many workers.
     """
+
+    compute: tuple[float | None, float | None]
+    vram: tuple[float | None, float | None]
+
+    def over(self, current: Amounts) -> Amounts:
+        """Return what a worker that holds `current` is to hold (TFLOPs and bytes, per device).
+
+        Where only one side of a resource is ours it yields to the other: request <= limit holds for every worker.
+        """
+        compute, vram = _over(self.compute, current.compute), _over(self.vram, current.vram)
+        same = compute is current.compute and vram is current.vram
+        return current if same else Amounts(compute, vram)
+
+
+def overlay_of(decision: Decision | None) -> Overlay:
+    """Return what a decision sets on every worker; without one nothing is set."""
     if decision is None:
-        return current
-    return Amounts(_allowed(current, decision, Resource.COMPUTE), _allowed(current, decision, Resource.VRAM))
+        return Overlay((None, None), (None, None))
+    request, limit, vram_request, vram_limit = (
+        decision.fields[field].allowed if is_applied(decision.fields[field]) else None for field in AMOUNT_FIELDS
+    )
+    return Overlay((request, limit), (vram_request, vram_limit))
 
 
-def _allowed(current: Amounts, decision: Decision, resource: Resource) -> Amount:
-    held = current[resource]
-    wanted_request = decision[field_of(resource, Side.REQUEST)]
-    wanted_limit = decision[field_of(resource, Side.LIMIT)]
-    request = wanted_request.allowed if is_applied(wanted_request) else held.request
-    limit = wanted_limit.allowed if is_applied(wanted_limit) else held.limit
-    if request <= limit:
-        return Amount(request, limit)
-    return Amount(request, request) if is_applied(wanted_limit) else Amount(limit, limit)
+def allowed_amounts(current: Amounts, decision: Decision | None) -> Amounts:
+    """Return what a worker that holds `current` is to hold by a decision; see `Overlay.over`."""
+    return overlay_of(decision).over(current)
+
+
+def _over(figures: tuple[float | None, float | None], held: Amount) -> Amount:
+    request = held.request if figures[0] is None else figures[0]
+    limit = held.limit if figures[1] is None else figures[1]
+    if request > limit:
+        request, limit = (limit, limit) if figures[1] is None else (request, request)
+    return held if request == held.request and limit == held.limit else Amount(request, limit)
