@@ -1,8 +1,8 @@
 """The quota document and its answers, as the agent's HTTP API carries them.
 
 Whole-node and idempotent: a document lists every quota of the node. `(epoch, generation)` orders documents; an agent
-refuses an older one. What a reply calls `applied` is only what the backend acknowledged. `gc=False` where a fleet's pass
-makes hundreds of thousands: frozen structs of strings and numbers can't form cycles.
+refuses an older one. What a reply calls `applied` is only what the backend acknowledged. `gc=False` where a
+fleet's pass makes hundreds of thousands: frozen structs of strings and numbers can't form cycles.
 """
 
 from __future__ import annotations
