@@ -194,6 +194,17 @@ def test_peak_is_the_largest_worker_and_device_and_total_their_sum():
     assert usage.workers[:, 0] == pytest.approx([2, 1])
 
 
+def test_devices_of_one_name_are_told_apart_by_their_nodes():
+    told: Told = {
+        readings.COMPUTE: [(worker(pod, node=pod), counter(0.5, every(15, 0, 60))) for pod in ("x", "y", "z")],
+        readings.TFLOPS_CAPACITY: [
+            ({"node": "x", "gpu_uuid": "G"}, [(-30, 100.0)]),
+            ({"node": "y", "gpu_uuid": "G"}, [(-9, 900.0)]),
+        ],
+    }
+    assert read(told, bins=1).total[C, 0] == pytest.approx([50 + 450 + 450])
+
+
 def test_a_total_is_unknown_while_a_living_worker_is():
     gap = [*every(15, 0, 60), *every(15, 240, 360)]
     told: Told = {
@@ -268,8 +279,13 @@ def test_one_clipped_worker_clips_the_workload_and_the_ceiling_is_the_largest_wo
         readings.COMPUTE: [
             (worker("a-0"), counter(0.5, every(15, 0, 60))),
             (worker("a-1"), counter(0.3, every(15, 0, 60))),
+            (worker("a-2"), counter(0.1, every(15, 0, 60))),
         ],
-        readings.TFLOPS_CEILING: [(worker("a-0"), [(30, 250.0)]), (worker("a-1"), [(30, 90.0)])],
+        readings.TFLOPS_CEILING: [
+            (worker("a-0"), [(30, 250.0)]),
+            (worker("a-1"), [(30, 90.0)]),
+            (worker("a-2"), [(30, 280.0)]),
+        ],
     }
     usage = read(told, bins=1)
     assert usage.clipped[C, 0].tolist() == [True]
