@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from autoscaler.read.generate import new_workload
 from autoscaler.read.world import read_world
 from autoscaler.recommend import UNTIL, learn, new_memory, recommend, watch
 from autoscaler.report.metrics import ControllerMetrics
+from autoscaler.report.server import Health
 from autoscaler.report.writer import Passed, report
 from autoscaler.settings import Settings
 from autoscaler.state.memories import restore, store
@@ -93,17 +95,21 @@ class Controller:
         self._store()
         return passed
 
-    async def run(self, stop: asyncio.Event, interval_seconds: float) -> None:
+    async def run(self, stop: asyncio.Event, health: Health) -> None:
         """Pass after pass until `stop` is set; a pass that can't read the cluster is tried again at the next one."""
         while not stop.is_set():
             try:
                 await self.run_pass()
             except ClusterError as error:
                 log.warning("pass_skipped", error=str(error))
-            try:
-                await asyncio.wait_for(stop.wait(), interval_seconds)
-            except TimeoutError:
-                continue
+                health.turned(passed=False)
+            else:
+                health.turned()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self.settings.interval_seconds)
+
+    def close(self) -> None:
+        """Keep what was learnt."""
         self._store(now=True)
 
     async def _read_world(self) -> Snapshot:

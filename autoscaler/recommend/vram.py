@@ -42,10 +42,12 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     live = np.fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
     headroom = 1 + defaults.VRAM_HEADROOM_RATIO
     high = np.fmax(np.fmin(peak * (1 + margin), cap * q95), headroom * peak)
-    high = np.minimum(high, fleet.device[:, Resource.VRAM])
     buffer = knobs.request_buffer[:, Resource.VRAM]
     above = np.where(np.isnan(buffer), knobs.level_vram_margin, buffer)
-    low = np.fmin(np.fmax(live, working) * (1 + above), np.fmax(high, headroom * live))
+    needed = np.fmax(live, working) * (1 + above)
+    keeps = np.isinf(knobs.level_cool)  # idleness never lowers the request, so the fading peak must not either
+    low = np.where(keeps, needed, np.fmin(needed, np.fmax(high, headroom * live)))
+    high = np.minimum(np.fmax(high, np.where(keeps, low, np.nan)), fleet.device[:, Resource.VRAM])
     inputs = {
         "percentile": percentile,
         "working_level": working,

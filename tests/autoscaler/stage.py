@@ -80,7 +80,7 @@ class Stage:
         alive = not (down or oom)
         use = min(compute, limit) if alive else 0.0
         held = min(vram, self.figures.vram.limit) if not down else 0.0
-        throttled = max(0.0, 1 - limit / compute) if alive and compute > 0 else 0.0
+        throttled = 1 - limit / compute if alive and compute > limit else 0.0
         return one_bin(self.now + STEP, use, held, (limit, self.figures.vram.limit), throttled, float(oom))
 
     def minute(self, compute: float, vram: float) -> Decision:
@@ -118,7 +118,9 @@ def one_bin(
     """Usage of one workload with one worker in the bin that ends at `end`."""
     peak = np.array([compute, vram], dtype=np.float32).reshape(2, 1, 1)
     limits = np.array(ceiling, dtype=np.float32).reshape(2, 1, 1)
-    clipped = censored(peak.astype(float), limits.astype(float), np.full((2, 1, 1), np.nan), np.array([[[throttled]], [[0.0]]]))
+    clipped = censored(
+        peak.astype(float), limits.astype(float), np.full((2, 1, 1), np.nan), np.array([[[throttled]], [[0.0]]])
+    )
     return Usage(
         window=Window(end - STEP, end, STEP),
         keys=(KEY,),
