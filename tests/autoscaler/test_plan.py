@@ -187,7 +187,9 @@ def test_growth_waits_for_a_shrink_that_is_not_in_force():
 
 
 def test_a_backend_that_supports_nothing_is_not_waited_for():
-    agent = told(quota("a", (16.0, 16.0)), quota("b", (8.0, 8.0)), agent=Agent(effect=Effect.UNSUPPORTED))
+    agent = Agent(effect=Effect.UNSUPPORTED)
+    agent.stuck = {"uid-a", "uid-b"}  # what is in force is not known, and never will be
+    told(quota("a", (16.0, 16.0)), quota("b", (8.0, 8.0)), agent=agent)
     (document,) = documents(agent.state(), (quota("a", (16.0, 16.0)), quota("b", (8.0, 12.0))), 1).documents
     assert document.quotas[1].devices[0].vram_limit_bytes == 12 * GIB
 
