@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from autoscaler.errors import ClusterError
+from autoscaler.model.plain import plain
 from autoscaler.model.steps import Annotate, Scale, WriteStatus
 from autoscaler.model.workload import Manifest
 
@@ -102,17 +103,6 @@ def created(manifest: Manifest, now: float) -> Manifest:
     }
     body = {key: plain(value) for key, value in manifest.items() if key not in {"metadata", "status"}}
     return {"apiVersion": body.pop("apiVersion"), "kind": body.pop("kind"), "metadata": metadata, **body}
-
-
-def plain(value: Any) -> Any:
-    """Return mappings, sequences, and subclasses of str and float (enums, numpy) as the plain types YAML can hold."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, str):
-        return str(value)
-    return float(value) if isinstance(value, float) else value
 
 
 def _raised(manifest: Manifest, *, spec_changed: bool) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -44,7 +45,7 @@ def new_event(emit: Emit, now: float) -> dict[str, Any]:
     return {
         "apiVersion": API_VERSION,
         "kind": "Event",
-        "metadata": {"name": f"{ref.name}.{int(now * 1e9):x}", "namespace": namespace},
+        "metadata": {"name": _name(emit, now), "namespace": namespace},
         "eventTime": micro_time(now),
         "reportingController": CONTROLLER,
         "reportingInstance": FIELD_MANAGER,
@@ -60,6 +61,12 @@ def new_event(emit: Emit, now: float) -> dict[str, Any]:
             "uid": ref.uid,
         },
     }
+
+
+def _name(emit: Emit, now: float) -> str:
+    # One object may have several events at one moment; names are unique and at most 253 characters.
+    what = zlib.crc32(f"{emit.reason}\0{emit.message}".encode())
+    return f"{emit.ref.name[:200]}.{int(now * 1e6):x}{what:08x}"
 
 
 def series_after(event: Mapping[str, Any], now: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ import yaml
 
 from autoscaler.errors import ClusterError, ConflictError
 from autoscaler.gateways.folder import FolderCluster
+from autoscaler.kube.client import KubeClient
+from autoscaler.kube.cluster import KubeCluster
+from autoscaler.model.crd import render_crds
 from autoscaler.model.steps import Annotate, CreateObject, Emit, Scale, WriteStatus
 from autoscaler.model.workload import ObjectRef
 from autoscaler.ports import Cluster
 from autoscaler.read.owners import ref_of
+from tests.e2e.apiserver import ApiServer, api_server, missing_reason
 
 GROUP = "tensor-fusion.ai"
 names = (f"case-{number}" for number in itertools.count())
@@ -30,11 +34,37 @@ class FixedClock:
         return self.at
 
 
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    folder = FolderCluster(tmp_path, FixedClock())
-    yield folder
-    await folder.close()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    if missing_reason():
+        pytest.skip(missing_reason())
+    with api_server(tmp_path_factory.mktemp("apiserver")) as running:
+        for text in render_crds().values():
+            applied = running.run("apply", "-f", "-", stdin=text)
+            assert applied.returncode == 0, applied.stderr
+        established = running.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        assert established.returncode == 0, established.stderr
+        yield running
+
+
+@pytest.fixture(params=["folder", "server"])
+async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
+    made: Cluster
+    if request.param == "folder":
+        made = FolderCluster(tmp_path, FixedClock())
+    else:
+        made = KubeCluster(await KubeClient.connect(request.getfixturevalue("server").kubeconfig), FixedClock())
+    yield made
+    await made.close()
+
+
+async def events_about(cluster: Cluster, ref: ObjectRef, folder: Path) -> list[dict[str, Any]]:
+    if isinstance(cluster, FolderCluster):
+        return list(yaml.safe_load_all((folder / "events.yaml").read_text()))
+    assert isinstance(cluster, KubeCluster)
+    path = "/apis/events.k8s.io/v1/namespaces/default/events"
+    items = await cluster._client.list_all(path, {})
+    return sorted((item for item in items if item["regarding"]["name"] == ref.name), key=lambda item: str(item["note"]))
 
 
 def workload(name: str) -> dict[str, Any]:
@@ -126,6 +156,19 @@ async def test_a_status_is_replaced_as_a_whole_and_the_spec_stays(cluster: Clust
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
 
 
+async def test_a_status_is_written_though_something_else_of_the_object_changed_meanwhile(cluster: Cluster) -> None:
+    name = next(names)
+    await cluster.write(CreateObject(workload(name)))
+    _, ref = await read_back(cluster, name)
+    await cluster.write(Annotate(ref, {"example.com/key": "1"}))
+
+    await cluster.write(WriteStatus(ref, {"workerCount": 2}))
+
+    after, _ = await read_back(cluster, name)
+    assert after["status"] == {"workerCount": 2}
+    assert after["metadata"]["annotations"] == {"example.com/key": "1"}
+
+
 async def test_scaling_sets_replicas_and_raises_the_generation(cluster: Cluster) -> None:
     name = next(names)
     await cluster.write(CreateObject(workload(name)))
@@ -145,7 +188,7 @@ async def test_a_write_to_an_object_of_another_uid_is_a_conflict_and_changes_not
     name = next(names)
     await cluster.write(CreateObject(workload(name)))
     before, ref = await read_back(cluster, name)
-    other = replace(ref, uid="00000000-0000-0000-0000-000000000000")
+    other = replace(ref, uid="00000000-0000-0000-0000-000000000000", resource_version="1")
     attempts = {
         "annotate": Annotate(other, {"example.com/key": "1"}),
         "status": WriteStatus(other, {"workerCount": 9}),
@@ -189,7 +232,7 @@ async def test_an_event_that_repeats_is_counted_up_not_listed_twice(cluster: Clu
     for message in ("10 -> 12", "10 -> 12", "12 -> 14"):
         await cluster.write(Emit(ref, "ResourceScaledUp", message))
 
-    events = list(yaml.safe_load_all((tmp_path / "events.yaml").read_text()))
+    events = await events_about(cluster, ref, tmp_path)
     assert [(event["note"], event.get("series", {}).get("count", 1)) for event in events] == [
         ("10 -> 12", 2),
         ("12 -> 14", 1),
