@@ -37,7 +37,7 @@ def worker_states(
             workers.setdefault(name, use.worker)
             devices.setdefault(name, []).append(state)
     return tuple(
-        WorkerStatus(one.pod_uid, one.namespace, one.pod, one.workload, tuple(devices[name]), one.container)
+        WorkerStatus(one.pod_uid, one.namespace, one.pod, one.workload, tuple(devices[name]), one.container, one.qos)
         for name, one in sorted(workers.items(), key=lambda item: item[0])
     )
 
