@@ -109,7 +109,7 @@ class KubeClient:
             UnreachableError: it did not answer.
 
         """
-        async for attempt in stamina.retry_context(on=_retry, attempts=ATTEMPTS, timeout=2 * self._timeout_seconds):
+        async for attempt in stamina.retry_context(on=again, attempts=ATTEMPTS, timeout=2 * self._timeout_seconds):
             with attempt:
                 answer = await self._once(method, path, query or {}, (plain(body), content_type))
         return answer
@@ -157,7 +157,7 @@ class KubeClient:
         return _decoded(text, f"{method} {path}")
 
 
-def _retry(error: Exception) -> bool | float:
+def again(error: Exception) -> bool | float:
     """Tell whether to ask again, or after how many seconds."""
     if isinstance(error, UnreachableError):
         return True
