@@ -12,13 +12,12 @@ import msgspec
 import numpy as np
 
 from autoscaler.errors import HistoryError
-from autoscaler.model.usage import Floats
 from autoscaler.read.samples import Samples, identity_of
 
 
 class _Series(msgspec.Struct, gc=False):
     metric: dict[str, str]
-    values: msgspec.Raw
+    values: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class _Matrix(msgspec.Struct, gc=False, rename="camel"):
@@ -28,20 +27,19 @@ class _Matrix(msgspec.Struct, gc=False, rename="camel"):
 
 class _Answer(msgspec.Struct, gc=False, rename="camel"):
     status: str
-    data: msgspec.Raw = msgspec.Raw(b"null")
+    data: _Matrix | None = None
     error_type: str = ""
     error: str = ""
     warnings: list[str] | None = None
 
 
-BATCH_BYTES = 100_000
+BATCH_BYTES = 1_000_000
 _ANSWER = msgspec.json.Decoder(_Answer)
-_MATRIX = msgspec.json.Decoder(_Matrix)
 _NUMBERS = msgspec.json.Decoder(list[float])
 
 
-def samples_in(body: bytes) -> Samples:
-    """Return the matrix in an answer.
+def samples_in(body: bytes) -> Iterator[Samples]:
+    """Yield the matrix in an answer, some series at a time, so that no more of it stands unpacked in memory.
 
     Raises:
         HistoryError: the answer is no success, carries warnings (it may be partial), is no matrix or cut short.
@@ -49,16 +47,15 @@ def samples_in(body: bytes) -> Samples:
     """
     try:
         answer = _ANSWER.decode(body)
-        if answer.status != "success":
-            raise HistoryError(f"{answer.error_type or answer.status}: {answer.error or 'no reason given'}")
-        if answer.warnings:
-            raise HistoryError(f"the answer may be partial: {'; '.join(answer.warnings)}")
-        matrix = _MATRIX.decode(answer.data)
     except msgspec.MsgspecError as error:
         raise HistoryError(f"the answer is not what Prometheus answers ({len(body)} bytes): {error}") from error
-    if matrix.result_type != "matrix":
-        raise HistoryError(f"expected a matrix, got {matrix.result_type!r}")
-    return _samples(matrix.result)
+    if answer.status != "success":
+        raise HistoryError(f"{answer.error_type or answer.status}: {answer.error or 'no reason given'}")
+    if answer.warnings:
+        raise HistoryError(f"the answer may be partial: {'; '.join(answer.warnings)}")
+    if answer.data is None or answer.data.result_type != "matrix":
+        raise HistoryError(f"expected a matrix, got {answer.data.result_type if answer.data else 'no data'}")
+    yield from map(_samples, _batches(answer.data.result))
 
 
 def reason_in(body: bytes) -> str:
@@ -70,49 +67,40 @@ def reason_in(body: bytes) -> str:
     return answer.error or answer.status
 
 
-def _samples(result: list[_Series]) -> Samples:
-    counts = np.array([_points_in(bytes(series.values)) for series in result], dtype=np.int64)
-    points = np.concatenate([np.zeros((0, 2)), *(_points(batch) for batch in _batches(result))])
+def _batches(result: list[_Series]) -> Iterator[list[_Series]]:
+    """Yield many short series together, long ones alone; one empty batch where there is none."""
+    batch: list[_Series] = []
+    size = 0
+    for series in result:
+        batch.append(series)
+        size += len(memoryview(series.values))
+        if size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch or not result:
+        yield batch
+
+
+def _samples(batch: list[_Series]) -> Samples:
+    pairs = [bytes(series.values) for series in batch]
+    counts = [own.count(b'"') // 2 for own in pairs]
+    numbers = _numbers(b",".join(own for own in pairs if own != b"[]").translate(None, b'[]" '))
+    if len(numbers) != 2 * sum(counts):
+        raise HistoryError(f"a series is not pairs of time and value: {pairs[0][:60]!r}")
+    points = np.array(numbers, dtype=np.float64).reshape(-1, 2)
     return Samples(
-        identities=tuple(identity_of(series.metric) for series in result),
-        owner=np.repeat(np.arange(len(result)), counts),
+        identities=tuple(identity_of(series.metric) for series in batch),
+        owner=np.repeat(np.arange(len(batch)), counts),
         times=points[:, 0].copy(),
         values=points[:, 1].copy(),
     )
 
 
-def _points_in(pairs: bytes) -> int:
-    """Return how many pairs of a bare time and a quoted value there are."""
-    quotes, commas = pairs.count(b'"'), pairs.count(b",")
-    if quotes % 2 or (commas != quotes - 1 and pairs != b"[]"):
-        raise HistoryError(f"a series is not pairs of time and value: {pairs[:60]!r}")
-    return quotes // 2
-
-
-def _batches(result: list[_Series]) -> Iterator[bytes]:
-    """Yield the pairs of many short series, or of a long one, as one."""
-    batch: list[bytes] = []
-    size = 0
-    for series in result:
-        pairs = bytes(series.values)
-        if pairs != b"[]":
-            batch.append(pairs)
-            size += len(pairs)
-        if size > BATCH_BYTES:
-            yield b",".join(batch)
-            batch, size = [], 0
-    if batch:
-        yield b",".join(batch)
-
-
-def _points(pairs: bytes) -> Floats:
-    """Return (N, 2): time and value."""
-    flat = pairs.translate(None, b'[]" ')
+def _numbers(flat: bytes) -> list[float]:
     try:
-        numbers = _NUMBERS.decode(b"[" + flat + b"]")
+        return _NUMBERS.decode(b"[" + flat + b"]")
     except msgspec.MsgspecError:
-        numbers = _slowly(flat)
-    return np.array(numbers, dtype=np.float64).reshape(-1, 2)
+        return _slowly(flat)
 
 
 def _slowly(flat: bytes) -> list[float]:

@@ -5,6 +5,7 @@ Neighbours: `samples` holds the raw series, `series` joins the metrics of a work
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,18 @@ class Binned:
     first_seen: Floats
     first_value: Floats
     last_seen: Floats
+
+
+def stacked(parts: Sequence[Binned]) -> Binned:
+    """Return parts of one metric, each with series of its own, as one."""
+    return Binned(
+        identities=tuple(identity for part in parts for identity in part.identities),
+        values=np.concatenate([part.values for part in parts]),
+        reported=np.concatenate([part.reported for part in parts]),
+        first_seen=np.concatenate([part.first_seen for part in parts]),
+        first_value=np.concatenate([part.first_value for part in parts]),
+        last_seen=np.concatenate([part.last_seen for part in parts]),
+    )
 
 
 def gap_seconds(scrape_interval_seconds: float) -> float:

@@ -20,7 +20,7 @@ import aiohttp
 from autoscaler.errors import HistoryError
 from autoscaler.model.usage import Usage, Window
 from autoscaler.read.answer import reason_in, samples_in
-from autoscaler.read.bins import Binned, gap_seconds
+from autoscaler.read.bins import Binned, gap_seconds, stacked
 from autoscaler.read.readings import (
     DEVICE_MEMORY_SECONDS,
     FALLBACK,
@@ -117,13 +117,16 @@ class PrometheusHistory:
 
     async def _read_metric(self, reading: Reading, window: Window) -> Binned:
         query = self._query(reading, window)
-        gap = gap_seconds(self._settings.scrape_interval_seconds)
         async with self._turns:
             body = await self._answer(query)
             try:
-                return await asyncio.to_thread(lambda: reduced(reading, samples_in(body), window, gap))
+                return await asyncio.to_thread(self._binned, reading, body, window)
             except HistoryError as error:
                 raise HistoryError(f"{query}: {error}") from error
+
+    def _binned(self, reading: Reading, body: bytes, window: Window) -> Binned:
+        gap = gap_seconds(self._settings.scrape_interval_seconds)
+        return stacked([reduced(reading, samples, window, gap) for samples in samples_in(body)])
 
     def _query(self, reading: Reading, window: Window) -> Query:
         selector = reading.name + (f"{{{self._settings.matcher}}}" if self._settings.matcher else "")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoscaler.model.usage import Bools, Floats, Floats32, Ints, Usage, Window, WorkloadKey, censored, empty_usage
 from autoscaler.read import readings
@@ -171,10 +173,7 @@ def _grid(fleet: Fleet, window: Window, binned: Metrics, reading: Reading) -> Fl
     grid = np.full((len(fleet.rows), window.bins), np.nan, dtype=np.float32)
     if reading in binned:
         rows, placed = fleet.placement[reading]
-        if len(np.unique(rows)) == len(rows):
-            grid[rows] = binned[reading].values[placed]
-        else:
-            np.fmax.at(grid, rows, binned[reading].values[placed])
+        _merge(np.fmax, grid, rows, binned[reading].values[placed])
     return grid
 
 
@@ -196,8 +195,16 @@ def _any(fleet: Fleet, window: Window, binned: Metrics, which: Sequence[Reading]
     for reading in which:
         if reading in binned:
             rows, placed = fleet.placement[reading]
-            np.logical_or.at(alive, rows, binned[reading].reported[placed])
+            _merge(np.logical_or, alive, rows, binned[reading].reported[placed])
     return alive
+
+
+def _merge(merged: np.ufunc, target: NDArray[Any], rows: Ints, values: NDArray[Any]) -> None:
+    """Merge values into rows of the target; only rows that several series share need the slower way."""
+    if len(np.unique(rows)) == len(rows):
+        target[rows] = merged(target[rows], values)
+    else:
+        merged.at(target, rows, values)
 
 
 def _seen(fleet: Fleet, binned: Metrics) -> tuple[Floats, Floats]:
@@ -205,8 +212,8 @@ def _seen(fleet: Fleet, binned: Metrics) -> tuple[Floats, Floats]:
     first, last = (np.full(len(fleet.rows), np.nan) for _ in range(2))
     for reading, (rows, placed) in fleet.placement.items():
         if reading is not readings.OOMS:
-            np.fmin.at(first, rows, binned[reading].first_seen[placed])
-            np.fmax.at(last, rows, binned[reading].last_seen[placed])
+            _merge(np.fmin, first, rows, binned[reading].first_seen[placed])
+            _merge(np.fmax, last, rows, binned[reading].last_seen[placed])
     return first, last
 
 

@@ -170,7 +170,9 @@ async def test_live_scrapes_under_a_base_path_are_read_and_read_again_after_a_re
                 usage = await poll(history)
                 assert usage.peak[C, of(usage, STEADY)] == pytest.approx([75], rel=0.2)
                 await asyncio.to_thread(live.stop)
-                with pytest.raises(HistoryError, match=r"query .*(ClientConnectorError|ClientOSError|ServerDisconnectedError)"):
+                with pytest.raises(
+                    HistoryError, match=r"query .*(ClientConnectorError|ClientOSError|ServerDisconnectedError)"
+                ):
                     await history.read(usage.window)
                 await asyncio.to_thread(live.start)
                 again = await history.read(usage.window)
@@ -234,7 +236,7 @@ VALID = matrix((LABELS, [[DAY - 30, "1"]]))
         ("", 302, "HTTP 302"),
         ("", 200, "not what Prometheus answers"),
         (VALID[:-20], 200, "not what Prometheus answers"),
-        ('{"status":"success"}', 200, "not what Prometheus answers"),
+        ('{"status":"success"}', 200, "expected a matrix, got no data"),
         ('{"status":"success","data":{"resultType":"vector","result":[]}}', 200, "expected a matrix"),
         (VALID[:-1] + ',"warnings":["store 3 did not answer"]}', 200, "partial: store 3 did not answer"),
         (matrix((LABELS, [[DAY - 30, "many"]])), 200, "something else than numbers"),

@@ -1,4 +1,4 @@
-"""How long reading history takes: `python -m tests.benchmarks.bench_reading [--quick] [--json FILE]`.
+"""How long reading history takes: `python -m tests.benchmarks.bench_reading [--quick] [--days DAYS] [--json FILE]`.
 
 Bootstrap: seven days of 1,000 workers at 60 s from a real Prometheus, against the time that Prometheus needs to serve
 the same queries when their bodies are thrown away. Pass: parsing, binning and joining of one new bin, from bodies made
@@ -27,7 +27,7 @@ from autoscaler.contract import metrics
 from autoscaler.model.usage import Window
 from autoscaler.read import readings
 from autoscaler.read.answer import samples_in
-from autoscaler.read.bins import gap_seconds
+from autoscaler.read.bins import gap_seconds, stacked
 from autoscaler.read.prometheus import PrometheusHistory, PrometheusSettings
 from autoscaler.read.readings import READINGS, Reading, reduced
 from autoscaler.read.series import usage_of
@@ -206,9 +206,9 @@ def bench_pass(workloads: int, scrape: float = 15.0) -> dict[str, Any]:
         body = body_of(reading, devices if is_device else workers, scrape, generator)
         size += len(body)
         began = time.process_time()
-        samples = samples_in(body)
+        samples = list(samples_in(body))
         parsed = time.process_time()
-        binned[reading] = reduced(reading, samples, window, gap)
+        binned[reading] = stacked([reduced(reading, some, window, gap) for some in samples])
         parse, bins = parse + parsed - began, bins + time.process_time() - parsed
         del body, samples
     began = time.process_time()
@@ -243,11 +243,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="100 workers x 1 d, and no fleet above 1,000 workloads")
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--days", type=float, default=7.0, help="days of history to bootstrap from")
     arguments = parser.parse_args()
     passes = [bench_pass(workloads) for workloads in ((100, 1000) if arguments.quick else (100, 1000, 10_000))]
     results = {
         "pass": passes,
-        "bootstrap": [bench_bootstrap(100, 1.0) if arguments.quick else bench_bootstrap(1000, 7.0)],
+        "bootstrap": [bench_bootstrap(100, 1.0) if arguments.quick else bench_bootstrap(1000, arguments.days)],
     }
     for name, rows in results.items():
         print(f"\n{name}\n{table(rows)}")
