@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import resource
 import shutil
 import sys
 import tempfile
@@ -127,7 +126,7 @@ async def bootstrap(url: str, window: Window) -> dict[str, float]:
     for part in history.parts(window):
         known += int((~np.isnan((await history.read(part)).peak)).sum())
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     newest = Window(window.end - STEP, window.end, STEP)
     began = time.perf_counter()
     await history.read(newest)
@@ -140,6 +139,12 @@ async def bootstrap(url: str, window: Window) -> dict[str, float]:
         "known_figures": known,
         "one_bin_seconds": pass_seconds,
     }
+
+
+def peak_bytes() -> int:
+    """Highest resident memory of this program; getrusage would begin with that of the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def bootstrap_alone(url: str, window: Window) -> dict[str, float]:
