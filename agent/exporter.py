@@ -8,29 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from itertools import accumulate
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.openmetrics.exposition import ALLOWUTF8
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
-from prometheus_client.registry import Collector
-
+from agent.exposition import END, FamilyText, Rows, family_text
 from agent.gpus import GpuTable
-from agent.report import DURATION_BOUNDS_SECONDS, Durations, TickReport
-from agent.series import Labels, Sample, agent_samples, worker_and_device_samples
+from agent.report import TickReport
+from agent.series import Sample, agent_samples, worker_and_device_samples
 from agent.totals import Totals
 from autoscaler.contract import metrics as contract
-from autoscaler.contract.metrics import MetricType
 
-_END: Final = b"# EOF\n"
 _METRICS: Final = {m.name: m for m in (*contract.WORKER_METRICS, *contract.DEVICE_METRICS, *contract.AGENT_METRICS)}
-_FAMILIES: Final[dict[MetricType, Any]] = {
-    MetricType.GAUGE: GaugeMetricFamily,
-    MetricType.COUNTER: CounterMetricFamily,
-    MetricType.HISTOGRAM: HistogramMetricFamily,
-}
 
 
 class Exporter:
@@ -52,7 +39,7 @@ class Exporter:
         self._updated_at = clock()
         self._rendered_at: float | None = None
         self._formats: frozenset[bool] = frozenset()
-        self._page = _Page({}, {})
+        self._page = _Page({}, {}, {})
 
     def update(self, report: TickReport) -> None:
         """Add one tick to the totals, and render it when the last rendering is old enough."""
@@ -73,29 +60,26 @@ class Exporter:
     def _render(self, report: TickReport) -> None:
         self._totals.turn_peaks(scraped=self._page.scraped)
         measured = _grouped(worker_and_device_samples(report, self._totals, self._gpus))
-        page = _Page(measured, _grouped(agent_samples(report)), self._page)
+        page = _Page(measured, _grouped(agent_samples(report)), self._page.families)
         for openmetrics in self._formats:
             page.body(openmetrics, fresh=True)
         # Swapped in whole: a scrape in another thread sees the old page or the new one.
         self._page = page
 
 
-_Rows: TypeAlias = list[tuple[Labels, float | Durations]]
-_Table: TypeAlias = dict[str, _Rows]
+_Table: TypeAlias = dict[str, Rows]
 
 
 class _Page:
-    """One rendering, family by family; a family that did not change keeps its text from the page before.
+    """One rendering, family by family, each from its text on the page before.
 
     A format that nobody asked for before is rendered by its first scrape, then cached.
     """
 
-    def __init__(self, measured: _Table, own: _Table, before: _Page | None = None) -> None:
+    def __init__(self, measured: _Table, own: _Table, before: dict[tuple[str, bool], FamilyText]) -> None:
         self._measured, self._rows = measured, measured | own
-        kept = before.texts if before is not None else {}
-        self.texts: dict[tuple[str, bool], tuple[_Rows, bytes]] = {
-            key: (rows, text) for key, (rows, text) in kept.items() if self._rows.get(key[0]) == rows
-        }
+        # Copied first: a scrape in another thread may be adding to it.
+        self.families = {key: text for key, text in before.copy().items() if key[0] in self._rows}
         self._bodies: dict[tuple[bool, bool], bytes] = {}
         self.scraped = False
 
@@ -104,28 +88,13 @@ class _Page:
         if key not in self._bodies:
             shown = [name for name in self._rows if fresh or name not in self._measured]
             texts = [self._text(name, openmetrics) for name in shown]
-            self._bodies[key] = b"".join([*texts, _END if openmetrics else b""])
+            self._bodies[key] = b"".join([*texts, END if openmetrics else b""])
         return self._bodies[key]
 
     def _text(self, name: str, openmetrics: bool) -> bytes:
         key = (name, openmetrics)
-        if key not in self.texts:
-            rows = self._rows[name]
-            render = generate_openmetrics if openmetrics else generate_latest
-            # Our names are plain, so no escaping scheme touches them; this one looks at them fastest.
-            text: bytes = render(_OneFamily(_family(_METRICS[name], rows)), ALLOWUTF8)
-            self.texts[key] = (rows, text.removesuffix(_END))
-        return self.texts[key][1]
-
-
-class _OneFamily(Collector):
-    """Hands a ready family to prometheus_client."""
-
-    def __init__(self, family: Metric) -> None:
-        self._family = family
-
-    def collect(self) -> Iterable[Metric]:
-        return (self._family,)
+        text = self.families[key] = family_text(_METRICS[name], self._rows[name], openmetrics, self.families.get(key))
+        return text.body
 
 
 def _grouped(samples: Iterable[Sample]) -> _Table:
@@ -133,17 +102,3 @@ def _grouped(samples: Iterable[Sample]) -> _Table:
     for metric, labels, value in samples:
         table.setdefault(metric.name, []).append((labels, value))
     return table
-
-
-def _family(metric: contract.Metric, rows: _Rows) -> Metric:
-    family = _FAMILIES[metric.type](metric.name, metric.help, labels=metric.labels)
-    for labels, value in rows:
-        figures = (_buckets(value), value.total_seconds) if isinstance(value, Durations) else (value,)
-        family.add_metric(labels, *figures)
-    assert isinstance(family, Metric)
-    return family
-
-
-def _buckets(durations: Durations) -> list[tuple[str, float]]:
-    bounds = [*map(str, DURATION_BOUNDS_SECONDS), "+Inf"]
-    return list(zip(bounds, accumulate(durations.counts), strict=True))

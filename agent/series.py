@@ -6,14 +6,14 @@ A figure that is not known has no sample; nothing is ever filled with 0. Neighbo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from agent.gpus import GpuTable
 from agent.report import Durations, TickReport, WorkerKey
 from agent.samples import DeviceSample, WorkerUse
-from agent.totals import Totals, key_of
+from agent.totals import Total, Totals, key_of
 from autoscaler.contract import metrics as m
 from autoscaler.contract.quota import DeviceStatus
 
@@ -35,7 +35,7 @@ def worker_and_device_samples(report: TickReport, totals: Totals, gpus: GpuTable
         device.uuid: _Device(device, _capacity(device, gpus)) for device in report.sample.devices if device.healthy
     }
     for device in devices.values():
-        yield from _known(_device_samples(report, device))
+        yield from _device_samples(report, device)
     statuses = _statuses(report)
     ooms = _ooms(report)
     named: set[Labels] = set()
@@ -47,8 +47,12 @@ def worker_and_device_samples(report: TickReport, totals: Totals, gpus: GpuTable
         named.add(labels)
         key = key_of(use)
         status = statuses.get(key) or statuses.get((use.worker.pod_uid, "", use.uuid))
-        yield from _known(_use_samples(report, use, devices[use.uuid], totals))
-        yield from _known(_quota_samples(report, use, status))
+        device = devices[use.uuid]
+        facts = (use.worker.qos.value, report.backends.get(key, ""), device.sample.model, use.worker.pod_uid)
+        yield m.WORKER_INFO, labels + facts, 1.0
+        for metric, value in (*_use_figures(report, use, device, totals.of(key)), *_quota_figures(report, use, status)):
+            if value is not None and math.isfinite(value):
+                yield metric, labels, float(value)
         yield from ((m.WORKER_OOM, (*labels, source), float(count)) for source, count in ooms.get(key, ()))
 
 
@@ -66,57 +70,59 @@ def agent_samples(report: TickReport) -> Iterator[Sample]:
         yield (m.AGENT_CONTACT, node, max(0.0, report.at - report.last_contact_at))
 
 
-_Maybe: TypeAlias = Iterator[tuple[m.Metric, Labels, float | None]]
+_Figures: TypeAlias = Iterable[tuple[m.Metric, float | None]]
 
 
-def _known(samples: _Maybe) -> Iterator[Sample]:
-    for metric, labels, value in samples:
+def _device_samples(report: TickReport, device: _Device) -> Iterator[Sample]:
+    sample, labels = device.sample, (report.node, device.sample.uuid)
+    figures: list[tuple[m.Metric, float | None]] = [
+        (m.DEVICE_COMPUTE_UTILIZATION, sample.compute_ratio),
+        (m.DEVICE_COMPUTE_CAPACITY, device.tflops),
+        (m.DEVICE_VRAM_USED, sample.vram_used_bytes),
+        (m.DEVICE_VRAM_TOTAL, sample.vram_total_bytes),
+    ]
+    for rest in report.attribution.unattributed:
+        if rest.uuid == sample.uuid:
+            figures.append((m.DEVICE_UNATTRIBUTED_COMPUTE, rest.compute_ratio))
+            figures.append((m.DEVICE_UNATTRIBUTED_VRAM, rest.vram_bytes))
+    yield m.DEVICE_INFO, (*labels, sample.model, report.sample.driver_version), 1.0
+    for metric, value in figures:
         if value is not None and math.isfinite(value):
             yield metric, labels, float(value)
 
 
-def _device_samples(report: TickReport, device: _Device) -> _Maybe:
-    sample, labels = device.sample, (report.node, device.sample.uuid)
-    yield m.DEVICE_COMPUTE_UTILIZATION, labels, sample.compute_ratio
-    yield m.DEVICE_COMPUTE_CAPACITY, labels, device.tflops
-    yield m.DEVICE_VRAM_USED, labels, sample.vram_used_bytes
-    yield m.DEVICE_VRAM_TOTAL, labels, sample.vram_total_bytes
-    yield m.DEVICE_INFO, (*labels, sample.model, report.sample.driver_version), 1
-    for rest in report.attribution.unattributed:
-        if rest.uuid == sample.uuid:
-            yield m.DEVICE_UNATTRIBUTED_COMPUTE, labels, rest.compute_ratio
-            yield m.DEVICE_UNATTRIBUTED_VRAM, labels, rest.vram_bytes
-
-
-def _use_samples(report: TickReport, use: WorkerUse, device: _Device, totals: Totals) -> _Maybe:
-    labels, key, total = _worker_labels(use, report.node), key_of(use), totals.of(key_of(use))
+def _use_figures(report: TickReport, use: WorkerUse, device: _Device, total: Total | None) -> _Figures:
     used = None if device.tflops is None or use.compute_ratio is None else use.compute_ratio * device.tflops
-    yield m.WORKER_COMPUTE_UTILIZATION, labels, use.compute_ratio
-    yield m.WORKER_COMPUTE_USED, labels, used
-    yield m.WORKER_VRAM_USED, labels, use.vram_bytes
-    yield m.WORKER_SAMPLE_AGE, labels, max(0.0, report.at - use.sampled_at)
-    facts = (use.worker.qos.value, report.backends.get(key, ""), device.sample.model, use.worker.pod_uid)
-    yield m.WORKER_INFO, labels + facts, 1
-    if total is not None:
-        yield m.WORKER_COMPUTE_SECONDS, labels, total.compute_seconds
-        yield m.WORKER_THROTTLED_SECONDS, labels, total.throttled_seconds
-        yield m.WORKER_VRAM_PEAK, labels, total.vram_peak_bytes
+    figures = (
+        (m.WORKER_COMPUTE_UTILIZATION, use.compute_ratio),
+        (m.WORKER_COMPUTE_USED, used),
+        (m.WORKER_VRAM_USED, use.vram_bytes),
+        (m.WORKER_SAMPLE_AGE, max(0.0, report.at - use.sampled_at)),
+    )
+    if total is None:
+        return figures
+    return (
+        *figures,
+        (m.WORKER_COMPUTE_SECONDS, total.compute_seconds),
+        (m.WORKER_THROTTLED_SECONDS, total.throttled_seconds),
+        (m.WORKER_VRAM_PEAK, total.vram_peak_bytes),
+    )
 
 
-def _quota_samples(report: TickReport, use: WorkerUse, status: DeviceStatus | None) -> _Maybe:
-    labels = _worker_labels(use, report.node)
-    quota = status.desired if status is not None and status.desired is not None else use.worker.born
+def _quota_figures(report: TickReport, use: WorkerUse, status: DeviceStatus | None) -> _Figures:
+    desired = status.desired if status is not None else None
+    quota = desired or use.worker.born
     if quota is not None:
-        yield m.WORKER_TFLOPS_REQUEST, labels, quota.tflops_request
-        yield m.WORKER_TFLOPS_LIMIT, labels, quota.tflops_limit
-        yield m.WORKER_VRAM_REQUEST, labels, quota.vram_request_bytes
-        yield m.WORKER_VRAM_LIMIT, labels, quota.vram_limit_bytes
+        yield m.WORKER_TFLOPS_REQUEST, quota.tflops_request
+        yield m.WORKER_TFLOPS_LIMIT, quota.tflops_limit
+        yield m.WORKER_VRAM_REQUEST, quota.vram_request_bytes
+        yield m.WORKER_VRAM_LIMIT, quota.vram_limit_bytes
     if status is not None:
-        yield m.WORKER_EFFECTIVE_TFLOPS_LIMIT, labels, status.observed.tflops_limit
-        yield m.WORKER_EFFECTIVE_VRAM_LIMIT, labels, status.observed.vram_limit_bytes
-        if status.desired is not None:
-            yield m.WORKER_QUOTA_GENERATION, labels, report.generation
-    yield m.WORKER_QUOTA_APPLIED_GENERATION, labels, report.applied.get(key_of(use))
+        yield m.WORKER_EFFECTIVE_TFLOPS_LIMIT, status.observed.tflops_limit
+        yield m.WORKER_EFFECTIVE_VRAM_LIMIT, status.observed.vram_limit_bytes
+    if desired is not None:
+        yield m.WORKER_QUOTA_GENERATION, report.generation
+    yield m.WORKER_QUOTA_APPLIED_GENERATION, report.applied.get(key_of(use))
 
 
 def _statuses(report: TickReport) -> Mapping[WorkerKey, DeviceStatus]:

@@ -8,15 +8,29 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector, CollectorRegistry
 
 from agent.exporter import Exporter
+from agent.exposition import END, family_text
 from agent.gpus import load_gpu_table
 from agent.report import AgentStats, DurationRecorder, SourceStats, TickReport
 from agent.samples import Attribution, DeviceSample, NodeSample, Unattributed, Worker, WorkerUse
 from autoscaler.contract.keys import Effect, QoS
-from autoscaler.contract.metrics import AGENT_METRICS, DEVICE_METRICS, WORKER_METRICS
+from autoscaler.contract.metrics import (
+    AGENT_METRICS,
+    DEVICE_METRICS,
+    WORKER_COMPUTE_SECONDS,
+    WORKER_LABELS,
+    WORKER_METRICS,
+    WORKER_VRAM_USED,
+)
 from autoscaler.contract.quota import DeviceQuota, DeviceStatus, Observed, WorkerStatus
 
 GIB = 1024**3
@@ -279,3 +293,33 @@ def test_durations_are_counted_in_cumulative_buckets(exporter):
     assert found[name + "_bucket", (("le", "0.005"), node)] == 1
     assert found[name + "_bucket", (("le", "+Inf"), node)] == found[name + "_count", (node,)] == 1
     assert found[name + "_sum", (node,)] == pytest.approx(0.002)
+
+
+LABEL = st.text(st.characters(codec="utf-8"), max_size=4)
+ROWS = st.dictionaries(st.tuples(*[LABEL] * len(WORKER_LABELS)), st.floats(), max_size=4)
+
+
+@given(
+    st.lists(ROWS, min_size=1, max_size=4), st.booleans(), st.sampled_from([WORKER_VRAM_USED, WORKER_COMPUTE_SECONDS])
+)
+def test_a_family_written_from_the_lines_before_is_what_prometheus_client_writes(tables, openmetrics, metric):
+    text = None
+    for table in tables:
+        text = family_text(metric, list(table.items()), openmetrics, text)
+        family = (CounterMetricFamily if metric is WORKER_COMPUTE_SECONDS else GaugeMetricFamily)(
+            metric.name, metric.help, labels=metric.labels
+        )
+        for labels, value in table.items():
+            family.add_metric(labels, value)
+        registry = CollectorRegistry()
+        registry.register(Ready(family))
+        write = generate_openmetrics if openmetrics else generate_latest
+        assert text.body == write(registry).removesuffix(END)
+
+
+class Ready(Collector):
+    def __init__(self, family):
+        self.family = family
+
+    def collect(self):
+        return [self.family]

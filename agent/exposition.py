@@ -1,0 +1,101 @@
+"""One metric family as text, in either exposition format; what did not change is not written again.
+
+prometheus_client writes every line once. Labels change rarely and cost most, so a line is kept up to its value, and
+later only values are put in. Neighbour: `agent.exporter` says what there is to show, and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from agent.report import DURATION_BOUNDS_SECONDS, Durations
+from agent.series import Labels
+from autoscaler.contract import metrics as contract
+from autoscaler.contract.metrics import MetricType
+
+END: Final = b"# EOF\n"
+"""Last line of an OpenMetrics body."""
+
+Rows: TypeAlias = list[tuple[Labels, float | Durations]]
+
+_FAMILIES: Final[dict[MetricType, Any]] = {
+    MetricType.GAUGE: GaugeMetricFamily,
+    MetricType.COUNTER: CounterMetricFamily,
+    MetricType.HISTOGRAM: HistogramMetricFamily,
+}
+
+
+class FamilyText(NamedTuple):
+    """A family's rows and their text; `heads` are the lines up to their values by labels, `comments` stand above."""
+
+    rows: Rows
+    body: bytes
+    comments: str = ""
+    heads: Mapping[Labels, str] = {}
+
+
+def family_text(metric: contract.Metric, rows: Rows, openmetrics: bool, before: FamilyText | None) -> FamilyText:
+    """Return the text of a family in the text format or in OpenMetrics; `before` is its last text in that format."""
+    if before is not None and before.rows == rows:
+        return before
+    if metric.type is MetricType.HISTOGRAM:
+        return FamilyText(rows, _written(metric, rows, openmetrics).encode())
+    comments, heads = _heads(metric, rows, openmetrics, before)
+    lines = [f"{heads[labels]}{floatToGoString(value)}\n" for labels, value in rows]  # type: ignore[no-untyped-call]
+    return FamilyText(rows, (comments + "".join(lines)).encode(), comments, heads)
+
+
+def _heads(
+    metric: contract.Metric, rows: Rows, openmetrics: bool, before: FamilyText | None
+) -> tuple[str, Mapping[Labels, str]]:
+    """Return the comments and each row's line up to its value; only rows with new labels are written for it."""
+    known = before.heads if before is not None else {}
+    fresh = [row for row in rows if row[0] not in known]
+    if before is not None and not fresh and len(known) == len(rows):
+        return before.comments, known
+    lines = _written(metric, fresh, openmetrics).removesuffix("\n").split("\n")
+    comments = [f"{line}\n" for line in lines if line.startswith("#")]
+    heads = {
+        labels: line[: line.rindex(" ") + 1] for (labels, _), line in zip(fresh, lines[len(comments) :], strict=True)
+    }
+    return "".join(comments), {labels: heads.get(labels) or known[labels] for labels, _ in rows}
+
+
+def _written(metric: contract.Metric, rows: Rows, openmetrics: bool) -> str:
+    write = generate_openmetrics if openmetrics else generate_latest
+    # Our names are plain, so no escaping scheme touches them; this one looks at them fastest.
+    body: bytes = write(_OneFamily(_family(metric, rows)), ALLOWUTF8)
+    return body.removesuffix(END).decode()
+
+
+class _OneFamily(Collector):
+    """Hands a ready family to prometheus_client."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
+
+
+def _family(metric: contract.Metric, rows: Rows) -> Metric:
+    family = _FAMILIES[metric.type](metric.name, metric.help, labels=metric.labels)
+    for labels, value in rows:
+        figures = (_buckets(value), value.total_seconds) if isinstance(value, Durations) else (value,)
+        family.add_metric(labels, *figures)
+    assert isinstance(family, Metric)
+    return family
+
+
+def _buckets(durations: Durations) -> list[tuple[str, float]]:
+    bounds = [*map(str, DURATION_BOUNDS_SECONDS), "+Inf"]
+    return list(zip(bounds, accumulate(durations.counts), strict=True))
