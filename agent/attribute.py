@@ -8,7 +8,6 @@ directory has no figure at all. Neighbours: a device source samples, a process d
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final, TypeAlias, TypeVar
 
 from agent.samples import (
@@ -42,27 +41,35 @@ def attribute(
     that quotas name, with an empty container for the only one of a pod.
     """
     workers = {_id(worker): worker for worker in directory.workers()}
-    seen = (previous.seen if previous is not None else frozenset()) | _resolved(placed, workers)
+    before: _Seen = previous.seen if previous is not None else frozenset()
+    seen = before | _resolved(placed, workers)
+    active = [(device, _by_worker(device, directory)) for device in sample.devices if device.healthy]
+    busy = {(*name, device.uuid) for device, groups in active for name in groups}
+    at_home = _by_device(seen - busy, workers)
     uses: list[WorkerUse] = []
     rest = []
-    at_home = _by_device(seen, workers)
-    for device in sample.devices:
-        if device.healthy:
-            own = _uses(device, _by_worker(device, directory), at_home.get(device.uuid, ()))
-            uses += own
-            rest.append(_unattributed(device, own))
+    for device, groups in active:
+        own = _uses(device, groups, at_home.get(device.uuid, ()))
+        uses += own
+        rest.append(_unattributed(device, own))
     present = {device.uuid for device in sample.devices}
-    kept = {key for key in seen if key[:2] in workers and key[2] in present}
-    kept |= {(*_id(use.worker), use.uuid) for use in uses}
-    return Attribution(sample.at, tuple(uses), tuple(rest), frozenset(kept))
+    kept = frozenset(busy.union(key for key in seen if key[:2] in workers and key[2] in present))
+    # The same set is the same object, so that who compares it next is done at once.
+    return Attribution(sample.at, tuple(uses), tuple(rest), before if kept == before else kept)
 
 
 def _by_worker(device: DeviceSample, directory: ProcessDirectory) -> dict[_WorkerId, tuple[Worker, list[ProcessUse]]]:
     groups: dict[_WorkerId, tuple[Worker, list[ProcessUse]]] = {}
     for process in device.processes:
         worker = directory.worker_of(process.pid)
-        if worker is not None:
-            groups.setdefault(_id(worker), (worker, []))[1].append(process)
+        if worker is None:
+            continue
+        name = (worker.pod_uid, worker.container)
+        group = groups.get(name)
+        if group is None:
+            groups[name] = (worker, [process])
+        else:
+            group[1].append(process)
     return groups
 
 
@@ -77,37 +84,29 @@ def _by_device(seen: _Seen, workers: Mapping[_WorkerId, Worker]) -> dict[str, li
 
 
 def _uses(
-    device: DeviceSample, active: Mapping[_WorkerId, tuple[Worker, list[ProcessUse]]], placed: Iterable[Worker]
+    device: DeviceSample, active: Mapping[_WorkerId, tuple[Worker, list[ProcessUse]]], idle: Iterable[Worker]
 ) -> list[WorkerUse]:
-    uses = [
-        WorkerUse(
-            worker,
-            device.uuid,
-            device.sampled_at,
-            _total([process.compute_ratio for process in processes], 1.0),
-            _total([process.vram_bytes for process in processes], device.vram_total_bytes),
-        )
-        for worker, processes in active.values()
-    ]
+    workers = [worker for worker, _ in active.values()]
+    ratios = [_total([process.compute_ratio for process in processes], 1.0) for _, processes in active.values()]
+    most = device.vram_total_bytes
+    vram = [_total([process.vram_bytes for process in processes], most) for _, processes in active.values()]
     # Without a process list only a device at rest proves that nobody computed, and nothing proves empty memory.
-    ratio = 0.0 if device.processes_known or device.compute_ratio == 0 else None
+    resting = 0.0 if device.processes_known or device.compute_ratio == 0 else None
     vram_bytes = 0 if device.processes_known else None
-    uses += [
-        WorkerUse(worker, device.uuid, device.sampled_at, ratio, vram_bytes)
-        for worker in placed
-        if _id(worker) not in active
+    uuid, at = device.uuid, device.sampled_at
+    uses = [
+        WorkerUse(worker, uuid, at, ratio, used)
+        for worker, ratio, used in zip(workers, _rescaled(ratios, device.compute_ratio), vram, strict=True)
     ]
-    return _rescaled(uses, device.compute_ratio)
+    return uses + [WorkerUse(worker, uuid, at, resting, vram_bytes) for worker in idle]
 
 
-def _rescaled(uses: list[WorkerUse], device_ratio: float | None) -> list[WorkerUse]:
-    total = sum(use.compute_ratio for use in uses if use.compute_ratio is not None)
+def _rescaled(ratios: list[float | None], device_ratio: float | None) -> list[float | None]:
+    total = sum(ratio for ratio in ratios if ratio is not None)
     if device_ratio is None or total <= device_ratio * OVERLAP:
-        return uses
+        return ratios
     factor = device_ratio * OVERLAP / total
-    return [
-        use if use.compute_ratio is None else replace(use, compute_ratio=use.compute_ratio * factor) for use in uses
-    ]
+    return [None if ratio is None else ratio * factor for ratio in ratios]
 
 
 def _unattributed(device: DeviceSample, uses: list[WorkerUse]) -> Unattributed:
@@ -120,6 +119,8 @@ def _unattributed(device: DeviceSample, uses: list[WorkerUse]) -> Unattributed:
 
 def _total(parts: Sequence[_N | None], most: _N) -> _N | None:
     """Add up; one unknown part makes the total unknown."""
+    if len(parts) == 1:
+        return None if parts[0] is None else min(most, parts[0])
     known = [part for part in parts if part is not None]
     return min(most, sum(known)) if len(known) == len(parts) else None
 
@@ -131,6 +132,8 @@ def _remainder(whole: _N | None, parts: Sequence[_N | None]) -> _N | None:
 
 def _resolved(placed: Collection[tuple[str, str, str]], workers: Mapping[_WorkerId, Worker]) -> _Seen:
     """Give the places that name no container the one known container of their pod."""
+    if all(container for _, container, _ in placed):
+        return frozenset(placed)
     containers: dict[str, list[str]] = {}
     for pod_uid, container in workers:
         containers.setdefault(pod_uid, []).append(container)

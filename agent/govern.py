@@ -30,8 +30,7 @@ def id_of(worker: Worker) -> WorkerId:
     return worker.pod_uid, worker.container
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """What one worker is meant to have on one device, and the device memory it holds (None: not known)."""
 
     worker: Worker
@@ -47,8 +46,7 @@ class Room:
     vram_unattributed_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(msgspec.Struct, frozen=True, gc=False):
     """The limits to put into force; `quota` is what was asked, `effective` what can be given, `reason` why less."""
 
     worker: Worker
@@ -57,31 +55,54 @@ class Share:
     reason: str = ""
 
 
-def claims(document: QuotaDocument | None, workers: Iterable[Worker], attribution: Attribution) -> tuple[Claim, ...]:
-    """Return one claim per worker and device: from the document where it names the worker, else from its birth.
+class Layout(msgspec.Struct, frozen=True):
+    """Who claims what where, by key in order; it changes only with what it was made from, so it is kept over ticks.
 
-    A document's entry without container means the pod's only worker. A worker that only a document knows is claimed
-    for too, so that its limits stand before its first process starts.
+    `present` are the workers that are known, those that only a document names too.
     """
-    used = {(*id_of(use.worker), use.uuid): use.vram_bytes for use in attribution.uses}
+
+    source: tuple[object, ...]
+    places: Mapping[WorkerKey, tuple[Worker, DeviceQuota]]
+    present: frozenset[WorkerId]
+
+
+def lay_out(
+    document: QuotaDocument | None,
+    workers: Sequence[Worker],
+    attribution: Attribution,
+    previous: Layout | None = None,
+) -> Layout:
+    """Return one place per worker and device: from the document where it names the worker, else from its birth.
+
+    A document's entry without container means the pod's only worker. A worker that only a document knows has a place
+    too, so that its limits stand before its first process starts. `previous` is returned where nothing changed.
+    """
+    at_work = [(use.worker, use.uuid) for use in attribution.uses]
+    source = (document, workers, attribution.seen, at_work)
+    if previous is not None and previous.source == source:
+        return previous
     known = {id_of(worker): worker for worker in workers}
-    known.update((id_of(use.worker), use.worker) for use in attribution.uses if id_of(use.worker) not in known)
+    known.update((id_of(worker), worker) for worker, _ in at_work if id_of(worker) not in known)
     on = {name: set(worker.devices) for name, worker in known.items()}
-    for pod_uid, container, uuid in attribution.seen | used.keys():
+    for pod_uid, container, uuid in attribution.seen.union((*id_of(worker), uuid) for worker, uuid in at_work):
         on.setdefault((pod_uid, container), set()).add(uuid)
-    found: dict[WorkerKey, Claim] = {}
+    found: dict[WorkerKey, tuple[Worker, DeviceQuota]] = {}
     named: set[WorkerId] = set()
     for worker, quotas in _documented(document, known):
-        name = id_of(worker)
-        named.add(name)
-        found.update(((*name, quota.uuid), Claim(worker, quota, used.get((*name, quota.uuid)))) for quota in quotas)
+        named.add(id_of(worker))
+        found.update(((*id_of(worker), quota.uuid), (worker, quota)) for quota in quotas)
     for name, worker in known.items():
-        if worker.born is None or name in named:
-            continue
-        for uuid in on[name]:
-            key = (*name, uuid)
-            found[key] = Claim(worker, msgspec.structs.replace(worker.born, uuid=uuid), used.get(key))
-    return tuple(found[key] for key in sorted(found))
+        if worker.born is not None and name not in named:
+            born = worker.born
+            found.update(((*name, uuid), (worker, msgspec.structs.replace(born, uuid=uuid))) for uuid in on[name])
+    present = frozenset(map(id_of, workers)) | {key[:2] for key in found}
+    return Layout(source, {key: found[key] for key in sorted(found)}, present)
+
+
+def claims(layout: Layout, attribution: Attribution) -> tuple[Claim, ...]:
+    """Return one claim per place, with the memory that the worker holds there."""
+    used = {(use.worker.pod_uid, use.worker.container, use.uuid): use.vram_bytes for use in attribution.uses}
+    return tuple([Claim(worker, quota, used.get(key)) for key, (worker, quota) in layout.places.items()])
 
 
 def _documented(
@@ -105,12 +126,16 @@ def govern(wanted: Sequence[Claim], room_of: Mapping[str, Room]) -> tuple[Share,
     two by QoS, critical first, and inside a level so that the largest surplus gives first. No result depends on the
     order of the claims.
     """
-    vram: dict[int, int] = {}
-    for uuid in {claim.quota.uuid for claim in wanted}:
-        places = [place for place, claim in enumerate(wanted) if claim.quota.uuid == uuid]
+    vram = [claim.quota.vram_limit_bytes for claim in wanted]
+    by_device: dict[str, list[int]] = {}
+    for place, claim in enumerate(wanted):
+        by_device.setdefault(claim.quota.uuid, []).append(place)
+    for uuid, places in by_device.items():
         if uuid in room_of:
-            vram.update(zip(places, _divide([wanted[place] for place in places], room_of[uuid]), strict=True))
-    return tuple(_share(claim, vram.get(place, claim.quota.vram_limit_bytes)) for place, claim in enumerate(wanted))
+            divided = _divide([wanted[place] for place in places], room_of[uuid])
+            for place, share_bytes in zip(places, divided, strict=True):
+                vram[place] = share_bytes
+    return tuple(map(_share, wanted, vram))
 
 
 def rooms(sample: NodeSample, wanted: Sequence[Claim]) -> dict[str, Room]:
@@ -194,9 +219,9 @@ def _common_rise(steps: Sequence[tuple[int, int]], free: int) -> int:
 
 def _share(claim: Claim, vram_bytes: int) -> Share:
     quota, used = claim.quota, claim.vram_used_bytes or 0
-    effective = quota
-    if vram_bytes != quota.vram_limit_bytes:
-        effective = msgspec.structs.replace(quota, vram_limit_bytes=vram_bytes)
+    if vram_bytes == quota.vram_limit_bytes:
+        return Share(claim.worker, quota, quota)
+    effective = msgspec.structs.replace(quota, vram_limit_bytes=vram_bytes)
     reason = ""
     if vram_bytes < min(quota.vram_request_bytes, quota.vram_limit_bytes):
         reason = f"RequestShort: {_gib(vram_bytes)} of the requested {_gib(quota.vram_request_bytes)} are free"

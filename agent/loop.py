@@ -20,7 +20,7 @@ from agent.enforce.backend import Applied
 from agent.enforce.live import LastUse
 from agent.enforce.transition import Enforcer
 from agent.exporter import Exporter
-from agent.govern import Claim, Share, claims, govern, id_of, rooms
+from agent.govern import Claim, Layout, Room, Share, claims, govern, id_of, lay_out, rooms
 from agent.gpus import GpuTable
 from agent.quotas import Capacity, Denial, check_document, refuse
 from agent.report import AgentStats, DurationRecorder, SourceStats, TickReport, WorkerKey
@@ -66,6 +66,7 @@ class _Scene:
     sample: NodeSample
     attribution: Attribution
     workers: tuple[Worker, ...]
+    governed: tuple[tuple[Claim, ...], dict[str, Room]]
     shares: tuple[Share, ...]
     applied: Mapping[WorkerKey, Applied]
 
@@ -95,6 +96,7 @@ class Agent:
         self._timer = timer
         self._lock = threading.Lock()
         self._scene: _Scene | None = None
+        self._layout: Layout | None = None
         self._devices: dict[str, DeviceSample] = {}
         self._generations: dict[WorkerKey, int] = {}
         self._sample_seconds, self._apply_seconds = DurationRecorder(), DurationRecorder()
@@ -193,15 +195,19 @@ class Agent:
     def _settle(self, sample: NodeSample, attribution: Attribution, workers: tuple[Worker, ...]) -> None:
         """Govern and enforce, from what was measured and what is desired."""
         self._parts.live_use.update(attribution, self._tflops())
-        wanted = claims(self._document, workers, attribution)
-        shares = govern(wanted, rooms(sample, wanted))
-        present = {id_of(worker) for worker in workers} | {id_of(claim.worker) for claim in wanted}
+        layout = self._layout = lay_out(self._document, workers, attribution, self._layout)
+        wanted = claims(layout, attribution)
+        room_of = rooms(sample, wanted)
+        before = self._scene
+        # Memory moves less often than time: what it was governed from is mostly what it was the tick before.
+        same = before is not None and before.governed == (wanted, room_of)
+        shares = before.shares if before is not None and same else govern(wanted, room_of)
         totals = {device.uuid: device.vram_total_bytes for device in sample.devices if device.healthy}
         started = self._timer()
-        applied = self._parts.enforcer.enforce(shares, totals, present)
+        applied = self._parts.enforcer.enforce(shares, totals, layout.present)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
-        self._scene = _Scene(sample, attribution, workers, shares, applied)
-        self._note_generations(wanted, applied)
+        self._scene = _Scene(sample, attribution, workers, (wanted, room_of), shares, applied)
+        self._note_generations(layout, applied)
 
     def _count(self, attempts: tuple[Applied, ...], seconds: float) -> None:
         if attempts:
@@ -212,13 +218,14 @@ class Agent:
             if attempt.reason:
                 _log.warning("quota_not_in_force", reason=attempt.reason)
 
-    def _note_generations(self, wanted: tuple[Claim, ...], applied: Mapping[WorkerKey, Applied]) -> None:
+    def _note_generations(self, layout: Layout, applied: Mapping[WorkerKey, Applied]) -> None:
         if self._document is None:
             return
+        newest, before = self._document.generation, self._generations
         named = {entry.pod_uid for entry in self._document.quotas}
-        keys = {(*id_of(claim.worker), claim.quota.uuid) for claim in wanted if claim.worker.pod_uid in named}
-        self._generations = {key: generation for key, generation in self._generations.items() if key in keys}
-        self._generations |= {key: self._document.generation for key in keys if applied[key].in_force}
+        keys = [key for key in layout.places if key[0] in named]
+        after = {key: newest if applied[key].in_force else before.get(key) for key in keys}
+        self._generations = {key: generation for key, generation in after.items() if generation is not None}
 
     def _export(self, now: float) -> None:
         scene, witness = self._scene, self._parts.witness

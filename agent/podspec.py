@@ -53,7 +53,10 @@ class KnownPod:
         name = self.names.get(container_id)
         if name is None:
             return self.workers[0] if len(self.workers) == 1 else None
-        return next((worker for worker in self.workers if worker.container in {name, ""}), None)
+        for worker in self.workers:
+            if worker.container in (name, ""):
+                return worker
+        return None
 
 
 def known_pod(entry: PodEntry) -> tuple[KnownPod | None, tuple[str, ...]]:

@@ -43,7 +43,9 @@ class Totals:
         """Add one tick; a tick counts for the time since this worker's last one."""
         for use in report.attribution.uses:
             key = key_of(use)
-            total = self._totals.setdefault(key, Total(seen_at=report.at))
+            total = self._totals.get(key)
+            if total is None:
+                total = self._totals[key] = Total(seen_at=report.at)
             seconds = report.at - total.seen_at
             total.seen_at = report.at
             seconds = seconds if 0 < seconds <= MAX_GAP_SECONDS else 0.0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 HOLD_TICKS: Final = 2
 """Ticks for which a process keeps its last value while the device is busy and nothing newer was published."""
@@ -18,8 +19,7 @@ FUTURE_SLACK_US: Final = 1_000_000
 """A time stamp may be this far ahead of our own reading of the clock."""
 
 
-@dataclass(frozen=True, slots=True)
-class UtilizationSample:
+class UtilizationSample(msgspec.Struct, frozen=True, gc=False):
     """One process over one sample period of the driver: end of the period in µs since the epoch, SM time in percent."""
 
     pid: int

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from agent.report import WorkerKey
 from agent.samples import Worker
 from autoscaler.contract.keys import EFFECTIVE_NOW, Effect
@@ -32,8 +34,7 @@ class Capabilities:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True, gc=False):
     """What became of one quota on one device; a reason means that it is not in force as asked, with the numbers."""
 
     effect: Effect

@@ -8,13 +8,13 @@ what is wanted, a `backend` does it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from agent.enforce.backend import Applied, Backend
-from agent.govern import FIRST_IN_LINE, Share, WorkerId, id_of
+from agent.govern import FIRST_IN_LINE, Share, WorkerId
 from agent.report import WorkerKey
 from autoscaler.contract.keys import EFFECTIVE_NOW
 from autoscaler.contract.quota import DeviceQuota, Observed
@@ -51,7 +51,7 @@ class Enforcer:
         applied again. A backend's failure is the reason of its own place only. Limits of a worker that is no longer
         present, or that lost its share, are released.
         """
-        keyed = {(*id_of(share.worker), share.effective.uuid): share for share in shares}
+        keyed = {(share.worker.pod_uid, share.worker.container, share.effective.uuid): share for share in shares}
         self._release_others(keyed, present)
         results = {key: self._standing(key, share, vram_total_bytes) for key, share in keyed.items()}
         moving = [key for key, applied in results.items() if applied is None]
@@ -88,15 +88,15 @@ class Enforcer:
             observed = self.backend.observe(share.worker, key[2])
             applied = Applied(self.capabilities.vram, observed, f"BackendFailed: {self.backend.name}: {error}")
         if held_back and not applied.reason:
-            applied = replace(applied, reason=held_back)
+            applied = msgspec.structs.replace(applied, reason=held_back)
         held, self._held[key] = self._held.get(key), _Held(share.effective, applied)
         if held is None or (held.asked, held.applied.reason) != (share.effective, applied.reason):
             self._attempts.append(applied)
         return applied
 
     def _release_others(self, keyed: Mapping[WorkerKey, Share], present: Collection[WorkerId]) -> None:
-        left_behind = {key for key in self.backend.in_force() if key[:2] not in present}
-        for key in sorted((left_behind | self._held.keys()) - keyed.keys()):
+        others = (self.backend.in_force().keys() | self._held.keys()) - keyed.keys()
+        for key in sorted(key for key in others if key in self._held or key[:2] not in present):
             try:
                 self.backend.release(key)
             except OSError as error:

@@ -3,7 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.govern import Claim, Room, claims, govern, rooms
+from agent.govern import Claim, Room, govern, lay_out, rooms
+from agent.govern import claims as claims_of
 from agent.samples import Attribution, DeviceSample, NodeSample, Worker, WorkerUse
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
@@ -157,6 +158,10 @@ def document(*quotas: WorkerQuota) -> QuotaDocument:
     return QuotaDocument(1, 1, "n", quotas)
 
 
+def claims(document: QuotaDocument | None, workers: tuple[Worker, ...], measured: Attribution):
+    return claims_of(lay_out(document, workers, measured), measured)
+
+
 def entry(uid: str, container: str = "") -> WorkerQuota:
     return WorkerQuota(uid, "ns", f"pod-{uid}", "load", QoS.HIGH, (DeviceQuota(GPU, 1.0, 2.0, 3, 4),), container)
 
@@ -187,3 +192,19 @@ def test_a_worker_that_only_the_document_knows_is_claimed_for():
 def test_a_worker_without_any_amounts_has_no_claim():
     one = worker("a")
     assert claims(None, (one,), attribution(WorkerUse(one, GPU, 0.0, 0.5, 77))) == ()
+
+
+def test_a_layout_is_made_anew_only_when_what_it_was_made_from_changed():
+    one, two = worker("a", born=BORN), worker("b", born=BORN)
+    told = document(entry("a", "main"))
+    first = lay_out(told, (one,), attribution(WorkerUse(one, GPU, 0.0, 0.5, 77)))
+    assert lay_out(told, (one,), attribution(WorkerUse(one, GPU, 9.0, 0.1, 99)), first) is first
+    changed = (
+        (document(entry("a", "main"), entry("b", "main")), (one,), attribution(WorkerUse(one, GPU, 0.0, 0.5, 77))),
+        (None, (one,), attribution(WorkerUse(one, GPU, 0.0, 0.5, 77))),
+        (told, (one, two), attribution(WorkerUse(one, GPU, 0.0, 0.5, 77), seen=[("b", "main", GPU)])),
+        (told, (one,), attribution(WorkerUse(one, "GPU-9", 0.0, 0.5, 77))),
+        (told, (), attribution()),
+    )
+    for source in changed:
+        assert lay_out(*source, first) == lay_out(*source) != first
