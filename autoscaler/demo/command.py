@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 from rich.console import Console
 
-from autoscaler.demo.run import DemoOptions, demo
+from autoscaler.demo.run import DemoOptions, check, demo
 from autoscaler.demo.summary import DemoResult
 from autoscaler.demo.view import LiveTable, PlainLines, Silence, View, print_result
 
@@ -34,6 +34,7 @@ def run_demo(duration_seconds: float, seed: int, output: str, keep: Path | None,
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     options = DemoOptions(duration_seconds, seed, keep)
+    check(options)
     with _view(output, console, duration_seconds) as view:
         try:
             result = asyncio.run(_interruptible(options, view))

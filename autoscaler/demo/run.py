@@ -129,7 +129,7 @@ async def demo(options: DemoOptions, watch: Watch) -> DemoResult:
         NodeError: an agent did not start, or went away.
 
     """
-    _check(options)
+    check(options)
     place = town(options.seed, options.duration_seconds)
     scenarios = {node: scenario(place, node, START) for node in place.nodes}
     both = {**scenarios, **{STATIC + node: text for node, text in scenarios.items()}}
@@ -195,7 +195,13 @@ def _folders(keep: Path | None) -> Iterator[tuple[Path, Path]]:
         yield cluster, processes
 
 
-def _check(options: DemoOptions) -> None:
+def check(options: DemoOptions) -> None:
+    """Refuse options that can't be used.
+
+    Raises:
+        ConfigError: each of them, and what is allowed.
+
+    """
     problems = []
     if options.duration_seconds < SHORTEST_SECONDS or options.duration_seconds % MINUTE:
         problems.append(Problem("--duration", f"{options.duration_seconds:g}s", "whole minutes, at least 1h"))

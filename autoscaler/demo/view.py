@@ -66,6 +66,11 @@ class PlainLines:
         if minute.at_seconds % HOUR == 0:
             share = minute.at_seconds / self._duration_seconds
             self._print(f"{clock(minute.at_seconds)}  -- {share:.0%} done, {reserved(minute)}, {self._changes} changes")
+        if minute.at_seconds >= self._duration_seconds:
+            self._print("")
+            wide = Console(file=self._console.file, width=columns.WIDTH, highlight=False)
+            wide.print(columns.rendered(await _rows(minute), KIND))
+            self._print("")
 
     def _print(self, line: str) -> None:
         self._console.file.write(line + "\n")
@@ -101,9 +106,8 @@ class LiveTable:
         ended = self._progress.finished
         if not ended and time.monotonic() - self._drawn_at < REFRESH_SECONDS:
             return
-        rows = columns.rows(await minute.workloads(), KIND, START + minute.at_seconds)
         decisions = (Text(line, no_wrap=True, overflow="ellipsis") for line in self._latest)
-        group = Group(columns.rendered(rows, KIND), Text(), *decisions, Text(), self._progress)
+        group = Group(columns.rendered(await _rows(minute), KIND), Text(), *decisions, Text(), self._progress)
         self._live.update(group, refresh=True)
         self._drawn_at = time.monotonic()
 
@@ -120,6 +124,10 @@ class Silence:
 
     async def minute(self, minute: Minute) -> None:
         """Let it pass."""
+
+
+async def _rows(minute: Minute) -> list[columns.Row]:
+    return columns.rows(await minute.workloads(), KIND, START + minute.at_seconds)
 
 
 def clock(at_seconds: float) -> str:
@@ -145,7 +153,7 @@ REQUESTS: Final = (Field.COMPUTE_REQUEST, Field.VRAM_REQUEST)
 
 
 def print_result(console: Console, result: DemoResult) -> None:
-    """Print the last table, the summary against static allocation, and the surge."""
+    """Print the summary against static allocation, and the surge."""
     console.print(_comparison(result))
     console.print()
     for line in _sentences(result):
