@@ -186,6 +186,7 @@ class Controller:
             errors=outcome.errors,
             held={one.pod_uid: one.reason for one in outcome.held},
             history_error=history_error,
+            fresh_seconds=self.settings.fresh_seconds,
             before=self._before,
         )
 

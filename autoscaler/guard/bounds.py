@@ -19,12 +19,12 @@ SIGNIFICANT_DIGITS = 3
 
 
 def live_use(case: Case) -> Case:
-    """VRAM is incompressible: neither figure shrinks below what is in use now plus head-room."""
-    live = case.fleet.live[:, Resource.VRAM]
-    floor = ((1 + defaults.VRAM_HEADROOM_RATIO) * live)[:, None]
+    """VRAM is incompressible: it never shrinks below live use plus head-room, nor where nobody can tell that use."""
+    live = case.fleet.live[:, Resource.VRAM][:, None]
     figure = case.figure.copy()
     vram, current = figure[:, VRAM_FIELDS], case.fleet.current[:, VRAM_FIELDS]
-    figure[:, VRAM_FIELDS] = np.where(vram < current, np.fmax(vram, np.fmin(floor, current)), vram)
+    floor = np.where(np.isnan(live), current, np.minimum((1 + defaults.VRAM_HEADROOM_RATIO) * live, current))
+    figure[:, VRAM_FIELDS] = np.where(vram < current, np.maximum(vram, floor), vram)
     return case.move(figure, Verdict.LIVE_USE)
 
 

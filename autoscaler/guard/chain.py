@@ -42,6 +42,8 @@ GUARDS: Final[tuple[Guard, ...]] = (
 )
 SHAPING: Final[tuple[Guard, ...]] = (bounds, order, published)
 """What a recommendation is shown with, apart from the moment."""
+DRIFT_RATIO: Final = 0.05
+"""A recommendation that moved less than this since it was last shown is no news, while nothing is applied."""
 EVALUATION_SLACK: Final = 0.9
 """A pass that comes a little early still counts as a layer's period."""
 
@@ -52,6 +54,7 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Rows, limits: Limits) -> Allowed
     on = fleet.knobs.mode == ON
     waited = fleet.now - memory["evaluated_at"]
     due = (waited >= EVALUATION_SLACK * fleet.knobs.evaluation) | wanted.urgent
+    due |= memory["verdict"] == VERDICT_CODE[Verdict.STALE]  # what was held for lack of samples waits for nothing else
     idle = ~on & (figure != fleet.current)
     verdict = np.where(idle, VERDICT_CODE[Verdict.RECOMMEND_ONLY], VERDICT_CODE[Verdict.PASSED]).astype(np.int8)
     applied = np.where(on & due, figure, fleet.current)
@@ -67,9 +70,11 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Rows, limits: Limits) -> Allowed
 
 def _remembered(case: Case, target: Case, due: Bools) -> Allowed:
     """Keep the verdict and target of what is due, recall those of what is not."""
-    memory = case.memory
+    memory, current = case.memory, case.fleet.current
     evaluated = due | np.isnan(memory["target"])
-    memory["target"][:] = np.where(evaluated, target.figure, memory["target"])
+    small = np.abs(target.figure - memory["target"]) <= DRIFT_RATIO * memory["target"]
+    drifts = small & (case.figure == current) & (target.figure != current)
+    memory["target"][:] = np.where(evaluated & ~drifts, target.figure, memory["target"])
     memory["verdict"][:] = np.where(evaluated, case.verdict, memory["verdict"])
     memory["cause"][:] = np.where(evaluated, case.wanted.cause, memory["cause"])
     memory["evaluated_at"][due] = case.fleet.now

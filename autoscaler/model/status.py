@@ -127,6 +127,9 @@ class AutoscalingStatus(Status):
     span: Text | None = Field(None, description="Time that the samples span, such as 6d4h.")
     last_evaluation_time: Time | None = Field(None, description="When the decision was last made.")
     last_scale_time: Time | None = Field(None, description="When anything was last changed.")
+    last_change: Annotated[str, Field(max_length=4096)] | None = Field(
+        None, description="What was last changed and why, with the numbers of that moment."
+    )
     active_cron_rule: Text | None = Field(None, description="Name of the rule in force.")
     next_cron_transition: Time | None = Field(None, description="When a rule next begins or ends.")
 

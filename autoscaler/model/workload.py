@@ -109,11 +109,15 @@ class Discovered:
 
 @dataclass(frozen=True, slots=True)
 class BrokenWorkload:
-    """A workload whose configuration can't be used and has no last good one: reported, never scaled."""
+    """A workload whose configuration can't be used and has no last good one: reported, never scaled.
+
+    `owners` are those who asked for it: told by an event, also while there is no object that could carry a condition.
+    """
 
     key: WorkloadKey
     ref: ObjectRef
     problems: tuple[Problem, ...]
+    owners: tuple[ObjectRef, ...] = ()
     exists: bool = True
     generation: int = 0
     status: Manifest = field(default_factory=lambda: EMPTY)

@@ -27,10 +27,11 @@ from autoscaler.model.workload import (
     ObjectRef,
     Worker,
     Workload,
+    ref_of,
 )
 from autoscaler.read.configure import Resolution, inputs_of, settle
 from autoscaler.read.membership import WORKLOAD_KIND, Group, group_by_workload
-from autoscaler.read.owners import ref_of, rollout_in_progress
+from autoscaler.read.owners import rollout_in_progress
 from autoscaler.read.workers import amount_problems, container_of, devices_of, largest, make_worker, statuses_by_pod
 
 NO_DEFAULTS = Defaults()
@@ -135,11 +136,9 @@ def _workers(
 
 def _is_same(before: Workload, group: Group, workers: tuple[Worker, ...]) -> bool:
     """Tell whether nothing that a Workload is made of has changed, its configuration aside."""
-    workload = group.workload
-    version = workload["metadata"].get("resourceVersion", "") if workload is not None else ""
     return (
-        before.exists == (workload is not None)
-        and before.ref.resource_version == version
+        before.exists == (group.workload is not None)
+        and before.ref == _ref(before.key, group)
         and len(before.workers) == len(workers)
         and all(one is other for one, other in zip(before.workers, workers, strict=True))
         and before.owners == _owner_refs(group)
@@ -181,6 +180,7 @@ def _broken(key: WorkloadKey, group: Group, resolution: Resolution) -> BrokenWor
         key=key,
         ref=_ref(key, group),
         problems=resolution.problems,
+        owners=tuple(sharer.ref for sharer in group.sharers.values()),
         exists=group.workload is not None,
         generation=int((manifest.get("metadata") or EMPTY).get("generation", 0)),
         status=manifest.get("status") or EMPTY,

@@ -14,8 +14,8 @@ from typing import Final
 from autoscaler.contract import keys
 from autoscaler.errors import Problem
 from autoscaler.model.usage import WorkloadKey
-from autoscaler.model.workload import EMPTY, ClusterView, Manifest, ObjectRef
-from autoscaler.read.owners import Owners, TopOwner, controller_of, pod_template, ref_of, wanted_replicas
+from autoscaler.model.workload import EMPTY, ClusterView, Manifest, ObjectRef, ref_of
+from autoscaler.read.owners import Owners, TopOwner, controller_of, pod_template, wanted_replicas
 
 WORKLOAD_KIND: Final = "TensorFusionWorkload"
 _ENDED: Final = frozenset({"Succeeded", "Failed"})

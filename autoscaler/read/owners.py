@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from autoscaler.model.workload import EMPTY, Manifest, ObjectRef
+from autoscaler.model.workload import EMPTY, Manifest
 
 _MAX_DEPTH: Final = 8
 """Pod, ReplicaSet, Deployment and what may own those; also ends a cycle."""
@@ -19,19 +19,6 @@ _COUNTED_BY: Final = {
     "Job": "parallelism",
 }
 """The field of `spec` that says how many pods an owner wants; Kubernetes' default is 1."""
-
-
-def ref_of(manifest: Manifest) -> ObjectRef:
-    """Return the reference of an object as read."""
-    metadata = manifest["metadata"]
-    return ObjectRef(
-        api_version=manifest["apiVersion"],
-        kind=manifest["kind"],
-        namespace=metadata.get("namespace", ""),
-        name=metadata["name"],
-        uid=metadata.get("uid", ""),
-        resource_version=metadata.get("resourceVersion", ""),
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from autoscaler.errors import Problem
 from autoscaler.model.quantity import BYTES_ALLOWED, TFLOPS_ALLOWED, parse_amount
 from autoscaler.model.resources import Amount, Amounts, Resource
 from autoscaler.model.snapshot import NodeState
-from autoscaler.model.workload import EMPTY, Manifest, Worker
-from autoscaler.read.owners import ref_of
+from autoscaler.model.workload import EMPTY, Manifest, Worker, ref_of
 
 AMOUNT_KEYS: Final = (
     (Resource.COMPUTE, keys.TFLOPS_REQUEST, TFLOPS_ALLOWED),

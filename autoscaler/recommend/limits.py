@@ -13,12 +13,12 @@ import numpy as np
 
 from autoscaler.model import defaults
 from autoscaler.model.decision import Field
-from autoscaler.model.defaults import HOUR, MINUTE
+from autoscaler.model.defaults import HOUR
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.reasons import Cause
 from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
-from autoscaler.model.usage import Floats
+from autoscaler.model.usage import SATURATED_RATIO, SATURATION_DEVICE_RATIO, Floats
 from autoscaler.recommend.estimate import Estimate, choose
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, quantiles
 
@@ -26,10 +26,10 @@ OVER_REQUEST_RATIO: Final = 1.3
 OVER_PEAK_RATIO: Final = 1.25
 ORIGINAL_FLOOR_RATIO: Final = 0.1
 RAISE_RATIO: Final = 1.05
+VISIBLE_GAIN: Final = 1.02
 LOWER_RATIO: Final = 0.8
 VRAM_LOWER_RATIO: Final = 0.9
 NEAR_LIMIT_RATIO: Final = 0.96
-CALM_SECONDS: Final = 10 * MINUTE
 OOM_HOLD_SECONDS: Final = 2 * HOUR
 
 
@@ -40,19 +40,21 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
     ratio = fleet.knobs.max_ratio_to_requests
     ratio = np.where(np.isnan(ratio), defaults.MAX_RATIO_TO_REQUESTS, ratio)
     floor = ORIGINAL_FLOOR_RATIO * original
-    ruled = np.maximum.reduce(
-        [OVER_REQUEST_RATIO * request, np.minimum(OVER_PEAK_RATIO * peak, ratio * request), floor]
-    )
+    burst = np.minimum(OVER_PEAK_RATIO * peak, ratio * request)
+    ruled = np.maximum.reduce([OVER_REQUEST_RATIO * request, burst, floor])
     formula, percentile, quantile = _formula(fleet, memory, Resource.COMPUTE)
     explicit = ~np.isnan(percentile)
-    normal = np.where(explicit, formula, np.where(memory["samples"] > 0, ruled, np.nan))
+    visible = _visible(fleet, np.where(explicit, quantile, burst / OVER_PEAK_RATIO))
+    known = np.where(memory["samples"] > 0, ruled, np.nan)
+    normal = np.maximum(np.where(explicit, formula, known), visible)
     lower_ratio = np.where(explicit, 1.0, LOWER_RATIO)
     streak = memory["saturated"]
     saturated = streak > 0
     step = fleet.knobs.scale_up_step ** np.where(streak > 1, 2, 1)
     learnt = np.where(explicit, formula, np.maximum(OVER_PEAK_RATIO * peak, floor))
     probe = np.fmax(step * current, learnt)
-    calm = fleet.now - memory["saturated_at"] > CALM_SECONDS
+    # Saturation is a shortage that was answered by a raise: after it lowering waits as long as after one.
+    calm = fleet.now - memory["saturated_at"] > fleet.knobs.down_cool_down[:, Field.COMPUTE_LIMIT]
     raised = request > fleet.current[:, Field.COMPUTE_REQUEST]
     steps = (
         (np.isnan(normal) & ~saturated, current, Cause.NO_DATA),
@@ -79,6 +81,16 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
             "step": np.where(saturated, step, np.nan),
         },
     )
+
+
+def _visible(fleet: Fleet, use: Floats) -> Floats:
+    """Return the least limit under which this use (W,) does not count as saturated, 0 where the device is unknown.
+
+    Enforcement is as coarse as 1 % of the device: under a smaller limit than this every sample would look clipped, and
+    the limit would probe for ever.
+    """
+    device = fleet.device[:, Resource.COMPUTE]
+    return np.where(np.isfinite(device), VISIBLE_GAIN * (use + SATURATION_DEVICE_RATIO * device) / SATURATED_RATIO, 0.0)
 
 
 def vram_limits(fleet: Fleet, memory: Rows, high: Floats, inputs: dict[str, Floats]) -> Estimate:

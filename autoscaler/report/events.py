@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Final
 
+from autoscaler.errors import Problem
 from autoscaler.model.allowed import is_applied
 from autoscaler.model.config import Mode
 from autoscaler.model.decision import Decision, Field, FieldDecision
 from autoscaler.model.reasons import Cause, Verdict
 from autoscaler.model.steps import Emit
+from autoscaler.model.workload import BrokenWorkload, Workload
 from autoscaler.report.conditions import LAYERS
 from autoscaler.report.message import is_blocked, sentence
 from autoscaler.report.reported import Reported
@@ -58,6 +60,15 @@ def events_of(reported: Reported) -> tuple[Emit, ...]:
     workload = reported.workload
     refs = (workload.ref, *workload.owners) if workload.exists else workload.owners
     return tuple(Emit(ref, reason, text, warning=reason in WARNINGS) for reason, text in told for ref in refs)
+
+
+def invalid_events(workload: Workload | BrokenWorkload, problems_before: Sequence[Problem]) -> tuple[Emit, ...]:
+    """Return a warning for every owner when its configuration turned wrong, or wrong in another way."""
+    if not workload.problems or tuple(problems_before) == workload.problems:
+        return ()
+    refs = (workload.ref, *workload.owners) if workload.exists else workload.owners
+    text = "; ".join(map(str, workload.problems))
+    return tuple(Emit(ref, EventReason.SCALING_BLOCKED, text, warning=True) for ref in refs)
 
 
 def _scaled(decision: Decision) -> Iterator[Told]:

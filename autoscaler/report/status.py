@@ -195,14 +195,16 @@ def _usage(reported: Reported) -> str | None:
 
 def _progress(reported: Reported, nodes: Acknowledgement) -> dict[str, Any]:
     decision, before = reported.decision, reported.workload.status.get("autoscaling") or {}
-    scaled = decision is not None and any(is_applied(one) and one.changed for one in decision.fields)
+    moved = [sentence(one) for one in decision.fields if is_applied(one) and one.changed] if decision else []
+    scaled = bool(moved) and not reported.error
     return {
         "applied": f"{nodes.applied}/{nodes.workers}",
         "effect": None if nodes.effect is None else str(nodes.effect),
         "samples": None if decision is None else decision.samples,
         "span": None if decision is None else format_duration(round(decision.span_seconds / 60) * 60),
         "lastEvaluationTime": timestamp(reported.now if decision is None else decision.at),
-        "lastScaleTime": timestamp(reported.now) if scaled and not reported.error else before.get("lastScaleTime"),
+        "lastScaleTime": timestamp(reported.now) if scaled else before.get("lastScaleTime"),
+        "lastChange": "; ".join(moved)[:MAX_MESSAGE_CHARACTERS] if scaled else before.get("lastChange"),
     }
 
 

@@ -21,9 +21,10 @@ from autoscaler.model.reasons import VERDICT_CODE, Verdict
 from autoscaler.model.snapshot import NodeState, Snapshot
 from autoscaler.model.steps import ClusterWrite, WriteStatus
 from autoscaler.model.usage import Bools, Ints, WorkloadKey
-from autoscaler.model.workload import Workload, ref_of
+from autoscaler.model.workload import BrokenWorkload, Manifest, Workload, ref_of
 from autoscaler.ports import Cluster
-from autoscaler.report.events import events_of
+from autoscaler.report.conditions import ConditionType
+from autoscaler.report.events import events_of, invalid_events
 from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.report.profile_status import Member, profile_status
 from autoscaler.report.reported import MetricsHealth, MetricsReason, Reported
@@ -48,6 +49,7 @@ class Passed:
     errors: Mapping[WorkloadKey, str]
     held: Mapping[str, str]
     history_error: str
+    fresh_seconds: float
     before: Passed | None
 
     def alone(self) -> Passed:
@@ -75,6 +77,7 @@ async def report(passed: Passed, cluster: Cluster, metrics: ControllerMetrics, *
         new = broken_status(broken, passed.snapshot.now)
         if broken.exists and changed(broken.status, new):
             await _write(cluster, metrics, broken.key, [WriteStatus(broken.ref, new)])
+    await _report_invalid(passed, cluster, metrics)
     await _report_profiles(passed, cluster, metrics, decisions)
 
 
@@ -86,7 +89,7 @@ def health(passed: Passed, row: int) -> MetricsHealth:
         return MetricsHealth(MetricsReason.PROMETHEUS_ERROR, passed.history_error)
     if wanted.samples[row] == 0:
         return MetricsHealth(MetricsReason.MISSING, "no sample of any worker yet")
-    if (passed.allowed.verdict[row] == VERDICT_CODE[Verdict.STALE]).any():
+    if not age <= passed.fresh_seconds:
         return MetricsHealth(MetricsReason.STALE, f"the newest sample is {age:.0f} s old")
     return MetricsHealth(MetricsReason.FOUND, "samples are arriving")
 
@@ -176,6 +179,24 @@ async def _write(
             log.warning("not_reported", workload=str(key), what=verb, error=str(error))
         else:
             metrics.api_writes.labels(verb, "ok").inc()
+
+
+async def _report_invalid(passed: Passed, cluster: Cluster, metrics: ControllerMetrics) -> None:
+    """Tell once what is wrong with a configuration: when it turned wrong, or wrong in another way."""
+    found = passed.snapshot.discovered
+    before = passed.before.snapshot.discovered if passed.before is not None else None
+    earlier: tuple[Workload | BrokenWorkload, ...] = (*before.workloads, *before.broken) if before is not None else ()
+    known = {one.key: one.problems for one in earlier}
+    everyone: tuple[Workload | BrokenWorkload, ...] = (*found.workloads, *found.broken)
+    for one in everyone:
+        told = one.problems if before is None and _is_told(one.status) else known.get(one.key, ())
+        await _write(cluster, metrics, one.key, invalid_events(one, told))
+
+
+def _is_told(status: Manifest) -> bool:
+    """Return whether the stored status says already that the configuration is wrong."""
+    conditions = status.get("conditions") or ()
+    return any(one.get("type") == ConditionType.CONFIG_VALID and one.get("status") == "False" for one in conditions)
 
 
 async def _report_profiles(

@@ -118,9 +118,9 @@ def one_bin(
     """Usage of one workload with one worker in the bin that ends at `end`."""
     peak = np.array([compute, vram], dtype=np.float32).reshape(2, 1, 1)
     limits = np.array(ceiling, dtype=np.float32).reshape(2, 1, 1)
-    clipped = censored(
-        peak.astype(float), limits.astype(float), np.full((2, 1, 1), np.nan), np.array([[[throttled]], [[0.0]]])
-    )
+    device = np.array([989.0, np.nan]).reshape(2, 1, 1)
+    share = np.array([throttled, 0.0]).reshape(2, 1, 1)
+    clipped = censored(peak.astype(float), limits.astype(float), device, share)
     return Usage(
         window=Window(end - STEP, end, STEP),
         keys=(KEY,),

@@ -20,8 +20,7 @@ from autoscaler.gateways.files import LOCK_NAME, locked
 from autoscaler.gateways.folder import FolderCluster
 from autoscaler.gateways.manifests import parse_file, render_document
 from autoscaler.model.steps import Annotate, CreateObject, Emit, Scale, WriteStatus
-from autoscaler.model.workload import ClusterView, ObjectRef
-from autoscaler.read.owners import ref_of
+from autoscaler.model.workload import ClusterView, ObjectRef, ref_of
 
 DEPLOYMENT = """\
 apiVersion: apps/v1

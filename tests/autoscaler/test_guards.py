@@ -228,6 +228,15 @@ def test_vram_never_shrinks_below_live_use_and_headroom():
     assert outcome(allowed, Field.VRAM_REQUEST)[1] is Verdict.LIVE_USE
 
 
+def test_vram_does_not_shrink_where_nobody_can_tell_what_is_in_use():
+    config = replace(ALL_ON, limits=LimitsPolicy(Mode.ON, stabilization_seconds=0))
+    fleet = fleet_of(workload(config=config))
+    shrunk = Run()(fleet, wants(fleet, Cause.SURPLUS, vram_limit=5 * GIB))
+    assert outcome(shrunk, Field.VRAM_LIMIT) == (8 * GIB, Verdict.LIVE_USE)
+    grown = Run()(fleet, wants(fleet, vram_limit=12 * GIB))
+    assert outcome(grown, Field.VRAM_LIMIT) == (12 * GIB, Verdict.PASSED)
+
+
 def test_bounds_cap_and_floor_and_a_capped_probe_says_so():
     bounds = Bounds(max_allowed=(30, None), min_ratio=(0.5, None))
     config = replace(ALL_ON, bounds=bounds, limits=LimitsPolicy(Mode.ON, max_ratio_to_requests=2.5))

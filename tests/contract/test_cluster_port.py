@@ -17,9 +17,8 @@ from autoscaler.kube.client import KubeClient
 from autoscaler.kube.cluster import KubeCluster
 from autoscaler.model.crd import render_crds
 from autoscaler.model.steps import Annotate, CreateObject, Emit, Scale, WriteStatus
-from autoscaler.model.workload import ObjectRef
+from autoscaler.model.workload import ObjectRef, ref_of
 from autoscaler.ports import Cluster
-from autoscaler.read.owners import ref_of
 from tests.e2e.apiserver import ApiServer, api_server, missing_reason
 
 GROUP = "tensor-fusion.ai"

@@ -16,9 +16,9 @@ from autoscaler.kube.client import KubeClient
 from autoscaler.kube.cluster import KubeCluster
 from autoscaler.model.crd import render_crds
 from autoscaler.model.steps import Annotate, Scale, WriteStatus
+from autoscaler.model.workload import ref_of
 from autoscaler.read.discovery import discover
 from autoscaler.read.generate import new_workload
-from autoscaler.read.owners import ref_of
 from tests.e2e.apiserver import ApiServer, api_server, missing_reason
 
 pytestmark = [
