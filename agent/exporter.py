@@ -7,12 +7,13 @@ workers leave; when the ticks themselves stop, workers and devices leave too, an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeAlias
 
 from agent.exposition import END, FamilyText, Rows, family_text
 from agent.gpus import GpuTable
-from agent.report import TickReport
+from agent.report import TickReport, WorkerKey
+from agent.samples import Attribution
 from agent.series import Sample, agent_samples, worker_and_device_samples
 from agent.totals import Totals
 from autoscaler.contract import metrics as contract
@@ -42,12 +43,15 @@ class Exporter:
         self._page = _Page({}, {}, {})
 
     def update(self, report: TickReport) -> None:
-        """Add one tick to the totals, and render it when the last rendering is old enough."""
-        self._totals.add(report)
+        """Add one tick, and render it when the last rendering is old enough."""
+        if self.count(report.attribution, report.throttled):
+            self.render(report)
+
+    def count(self, attribution: Attribution, throttled: Mapping[WorkerKey, bool | None]) -> bool:
+        """Add one tick to the totals; return whether the last rendering is old enough for the next."""
+        self._totals.add(attribution, throttled)
         self._updated_at = self._clock()
-        if self._rendered_at is None or self._updated_at - self._rendered_at >= self._render_every_seconds:
-            self._rendered_at = self._updated_at
-            self._render(report)
+        return self._rendered_at is None or self._updated_at - self._rendered_at >= self._render_every_seconds
 
     def body(self, openmetrics: bool = False) -> bytes:
         """Return the exposition, in the text format or in OpenMetrics; only the agent's own part when ticks stopped."""
@@ -57,7 +61,9 @@ class Exporter:
         page.scraped |= fresh
         return page.body(openmetrics, fresh=fresh)
 
-    def _render(self, report: TickReport) -> None:
+    def render(self, report: TickReport) -> None:
+        """Make the page that scrapes see from now on."""
+        self._rendered_at = self._updated_at
         self._totals.turn_peaks(scraped=self._page.scraped)
         measured = _grouped(worker_and_device_samples(report, self._totals, self._gpus))
         page = _Page(measured, _grouped(agent_samples(report)), self._page.families)

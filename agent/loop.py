@@ -228,8 +228,12 @@ class Agent:
         self._generations = {key: generation for key, generation in after.items() if generation is not None}
 
     def _export(self, now: float) -> None:
-        scene, witness = self._scene, self._parts.witness
+        """Count the tick; put together what is to be shown of it only when a rendering is due."""
+        scene, witness, exporter = self._scene, self._parts.witness, self._parts.exporter
         assert scene is not None
+        throttled = witness.throttled() if witness is not None else {}
+        if not exporter.count(scene.attribution, throttled):
+            return
         backend = self._parts.enforcer.backend.name
         stats = self._parts.source_stats() if self._parts.source_stats is not None else SourceStats()
         report = TickReport(
@@ -240,7 +244,7 @@ class Agent:
             quotas=self.state().workers,
             generation=self._document.generation if self._document is not None else None,
             applied=dict(self._generations),
-            throttled=witness.throttled() if witness is not None else {},
+            throttled=throttled,
             ooms=witness.ooms() if witness is not None else {},
             backends=dict.fromkeys(scene.applied, backend),
             last_contact_at=self._contact_at,
@@ -248,7 +252,7 @@ class Agent:
                 self._sample_seconds.read(), self._apply_seconds.read(), dict(self._applies), self._overruns, stats
             ),
         )
-        self._parts.exporter.update(report)
+        exporter.render(report)
 
     def _tflops(self) -> dict[str, float]:
         return {uuid: capacity.tflops for uuid, capacity in self._capacities().items() if capacity.tflops is not None}

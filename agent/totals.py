@@ -6,11 +6,12 @@ with the reports. Neighbours: `agent.exporter` feeds it, `agent.series` reads it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from agent.report import TickReport, WorkerKey
-from agent.samples import WorkerUse
+from agent.report import WorkerKey
+from agent.samples import Attribution, WorkerUse
 
 FORGET_AFTER_SECONDS: Final = 600.0
 """A worker that comes back within this time (its GPU was lost, say) goes on with its totals."""
@@ -39,20 +40,21 @@ class Totals:
     def __init__(self) -> None:
         self._totals: dict[WorkerKey, Total] = {}
 
-    def add(self, report: TickReport) -> None:
+    def add(self, attribution: Attribution, throttled: Mapping[WorkerKey, bool | None]) -> None:
         """Add one tick; a tick counts for the time since this worker's last one."""
-        for use in report.attribution.uses:
+        at = attribution.at
+        for use in attribution.uses:
             key = key_of(use)
             total = self._totals.get(key)
             if total is None:
-                total = self._totals[key] = Total(seen_at=report.at)
-            seconds = report.at - total.seen_at
-            total.seen_at = report.at
+                total = self._totals[key] = Total(seen_at=at)
+            seconds = at - total.seen_at
+            total.seen_at = at
             seconds = seconds if 0 < seconds <= MAX_GAP_SECONDS else 0.0
             total.compute_seconds = _plus(total.compute_seconds, use.compute_ratio, seconds)
-            total.throttled_seconds = _plus(total.throttled_seconds, report.throttled.get(key), seconds)
+            total.throttled_seconds = _plus(total.throttled_seconds, throttled.get(key), seconds)
             total.pending_peak_bytes = _highest(total.pending_peak_bytes, use.vram_bytes)
-        self._forget(report.at)
+        self._forget(at)
 
     def turn_peaks(self, *, scraped: bool) -> None:
         """Move the pending peaks into the shown ones; those shown before are kept until they were scraped."""
