@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TextIO
+from typing import IO, Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +18,8 @@ from autoscaler.model.quantity import format_duration
 from autoscaler.model.workload import Manifest
 
 WIDTH: Final = 120
+"""What a row of ordinary names and figures fits in."""
+UNBOUNDED: Final = 1000
 _DISPLAY: Final = ("status", "autoscaling", "display")
 _SUMMARY: Final = ("status", "summary")
 
@@ -64,9 +66,9 @@ def rows(objects: Iterable[Manifest], kind: str, now: float) -> list[Row]:
     return [{column.title: _cell(one, column, now) for column in COLUMNS[kind]} for one in chosen]
 
 
-def table(found: Sequence[Row], kind: str, out: TextIO, width: int = WIDTH) -> None:
-    """Print rows as a table: with style on a terminal, else as plain lines, at most `width` characters wide."""
-    console = Console(file=out, width=width if not out.isatty() else None, highlight=False, soft_wrap=False)
+def table(found: Sequence[Row], kind: str, out: IO[str]) -> None:
+    """Print rows as a table: with style and within its width on a terminal, else as plain lines, whole."""
+    console = Console(file=out, width=None if out.isatty() else UNBOUNDED, highlight=False, soft_wrap=False)
     console.print(rendered(found, kind))
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from autoscaler.model.config import Configuration, Mode
 from autoscaler.model.decision import Decision, Field, field_of
 from autoscaler.model.reasons import Verdict
-from autoscaler.model.resources import Amounts, Resource, Side
+from autoscaler.model.resources import GIB, MIB, Amounts, Resource, Side
 from autoscaler.report.conditions import Reason
 from autoscaler.report.message import amount_text
 from autoscaler.report.reported import MetricsReason, SyncReason
@@ -75,6 +75,13 @@ def arrow(before: str, after: str) -> str:
     return before if before == after else f"{before}→{after}"
 
 
+def short_amount(resource: Resource, value: float) -> str:
+    """Return a figure for a narrow column, to three digits: `12.5`, `26.8Gi`, `538Mi`."""
+    if resource is not Resource.VRAM or not math.isfinite(value):
+        return amount_text(resource, value)
+    return f"{value / GIB:.3g}Gi" if value >= GIB else f"{value / MIB:.0f}Mi"
+
+
 def _pair(resource: Resource, request: float, limit: float) -> str:
-    low, high = amount_text(resource, request), amount_text(resource, limit)
-    return low if low == high else f"{low}/{high}"
+    low, high = short_amount(resource, request), short_amount(resource, limit)
+    return low if request == limit else f"{low}/{high}"

@@ -12,7 +12,7 @@ from autoscaler.model.decision import Decision, Field, field_of
 from autoscaler.model.resources import SPECS, Resource, Side
 from autoscaler.model.workload import Manifest, Workload
 from autoscaler.report.conditions import ConditionType, config_valid, listed
-from autoscaler.report.display import NOTHING, arrow, layers_on, recommended_amounts
+from autoscaler.report.display import NOTHING, arrow, layers_on, recommended_amounts, short_amount
 from autoscaler.report.message import amount_text
 
 Totals = dict[Field, float]
@@ -67,7 +67,7 @@ def _display(current: Totals, recommended: Totals) -> dict[str, str]:
     for resource in Resource:
         field = field_of(resource, Side.REQUEST)
         texts[SPECS[resource].key] = arrow(
-            amount_text(resource, current[field]), amount_text(resource, recommended[field])
+            short_amount(resource, current[field]), short_amount(resource, recommended[field])
         )
     return texts
 

@@ -81,10 +81,10 @@ def test_the_widest_usual_row_stays_within_120_characters_and_whole():
         assert part in text
 
 
-def test_even_absurd_names_keep_the_width():
+def test_a_piped_table_is_printed_whole_whatever_the_names():
     lines = printed([stored(name="x" * 200, status=held_status())]).splitlines()
-    assert max(map(len, lines)) <= WIDTH
-    assert "…" in lines[1]
+    assert "x" * 200 in lines[1]
+    assert "…" not in lines[1]
 
 
 def test_a_pipe_gets_plain_text():
