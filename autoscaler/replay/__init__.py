@@ -1,1 +1,0 @@
-"""The same recommend and guard code over recorded history."""
