@@ -1,6 +1,6 @@
 """Usage into memory: what each bin teaches, and what it says about the figures in force.
 
-Formulas: activity-gated VRAM levels and decaying histograms over 60 s bins; see docs/decisions for their origin.
+Formulas: activity-gated VRAM levels and decaying histograms over 60 s bins; see docs/how-it-decides.md.
 """
 
 from __future__ import annotations
