@@ -20,8 +20,8 @@ START_SECONDS: Final = 60.0
 """A slow machine needs seconds to start Python; beyond this the agent is stuck."""
 END_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 120.0
-TICK_SECONDS: Final = 20
-"""Simulated time between an agent's samples: three per scrape are enough to see what a minute hides."""
+TICK_SECONDS: Final = 30
+"""Simulated time between an agent's samples: two per scrape show what a minute hides."""
 _POLL_SECONDS: Final = 0.02
 
 
@@ -105,9 +105,10 @@ async def agents(scenarios: Mapping[str, str], folder: Path) -> AsyncIterator[Ag
 
     """
     async with AsyncExitStack() as cleanup:
-        starting = [cleanup.enter_async_context(_process(node, text, folder)) for node, text in scenarios.items()]
-        port_files = [await process for process in starting]
-        urls = {node: await port_file.url() for node, port_file in zip(scenarios, port_files, strict=True)}
+        started = [
+            await cleanup.enter_async_context(_process(node, text, folder)) for node, text in scenarios.items()
+        ]
+        urls = {one.node: await one.url() for one in started}
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
         yield Agents(urls, await cleanup.enter_async_context(aiohttp.ClientSession(timeout=timeout)))
 

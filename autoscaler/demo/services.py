@@ -129,6 +129,7 @@ def _by_events(duration_seconds: float, surge_at: float) -> tuple[Service, ...]:
     surge = {
         "tflops": before,
         "factor_ratio": SURGE_FACTOR * sale.compute.limit / before,
+        "noise_ratio": 0.0,
         "at_seconds": surge_at + 1,  # a sample at the very moment would count for the time before it
         "vram_bytes": 10.0 * GIB,
     }
