@@ -33,7 +33,12 @@ from autoscaler.contract.quota import QUOTAS_PATH, DeviceInfo, QuotaStatus
 
 _PIPED_WIDTH = 200
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Measure, attribute and govern the GPUs of one node.",
+)
 
 
 class Output(StrEnum):

@@ -32,7 +32,12 @@ from autoscaler.report.printed import pass_as_data, pass_as_lines
 from autoscaler.report.writer import Passed
 from autoscaler.settings import Settings
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Right-size the TFLOPs and VRAM of vGPU workers from measured use.",
+)
 err = Console(stderr=True, soft_wrap=True)
 
 
@@ -75,7 +80,7 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
 ) -> None:
     """Read history and cluster, recommend, guard, apply, report: pass after pass.
 
-    Every other knob is a TF_AUTOSCALER_* environment variable, see the settings reference.
+    Every other knob is a TF_AUTOSCALER_* environment variable, see docs/running.md.
     """
     given = {
         "interval_seconds": interval,
