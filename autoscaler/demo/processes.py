@@ -105,9 +105,7 @@ async def agents(scenarios: Mapping[str, str], folder: Path) -> AsyncIterator[Ag
 
     """
     async with AsyncExitStack() as cleanup:
-        started = [
-            await cleanup.enter_async_context(_process(node, text, folder)) for node, text in scenarios.items()
-        ]
+        started = [await cleanup.enter_async_context(_process(node, text, folder)) for node, text in scenarios.items()]
         urls = {one.node: await one.url() for one in started}
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
         yield Agents(urls, await cleanup.enter_async_context(aiohttp.ClientSession(timeout=timeout)))

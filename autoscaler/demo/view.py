@@ -49,6 +49,7 @@ class PlainLines:
         self._console = console
         self._duration_seconds = duration_seconds
         self._changes = 0
+        self._begun = False
 
     def __enter__(self) -> Self:
         """Say what comes."""
@@ -59,11 +60,12 @@ class PlainLines:
         """Nothing is held."""
 
     async def minute(self, minute: Minute) -> None:
-        """Print the minute's decisions, and each hour what is reserved."""
+        """Print the minute's decisions, and at first and each hour what is reserved."""
         for decision in minute.changes():
             self._changes += 1
             self._print(f"{clock(minute.at_seconds)}  {told(decision)}")
-        if minute.at_seconds % HOUR == 0:
+        if minute.at_seconds % HOUR == 0 or not self._begun:
+            self._begun = True
             share = minute.at_seconds / self._duration_seconds
             self._print(f"{clock(minute.at_seconds)}  -- {share:.0%} done, {reserved(minute)}, {self._changes} changes")
         if minute.at_seconds >= self._duration_seconds:

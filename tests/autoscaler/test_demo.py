@@ -351,6 +351,27 @@ def test_an_interrupted_demo_leaves_no_process_and_no_folder_behind(tmp_path, si
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.integration
+def test_an_agent_that_dies_ends_the_demo_with_a_sentence_and_leaves_nothing_behind(tmp_path):
+    process = subprocess.Popen(
+        COMMAND, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path), "TERM": "dumb"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        agents = _agents_of(process)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        agents[0].kill()
+        _, errors = process.communicate(timeout=DEADLINE_SECONDS)
+    finally:
+        process.kill()
+    assert all(lines)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith("error: gpu-node-a: ")
+    assert [agent for agent in agents if agent.is_running() and agent.status() != psutil.STATUS_ZOMBIE] == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def _agents_of(process: subprocess.Popen) -> list[psutil.Process]:
     end = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < end:
