@@ -25,14 +25,17 @@ class Field(IntEnum):
     @property
     def resource(self) -> Resource | None:
         """The resource of this figure, None for replicas."""
-        return None if self is Field.REPLICAS else Resource(self // 2)
+        return _RESOURCES[self]
 
     @property
     def side(self) -> Side | None:
         """Request or limit, None for replicas."""
-        return None if self is Field.REPLICAS else Side(self % 2)
+        return _SIDES[self]
 
 
+# Asked for every figure that is rendered: looked up, not made anew.
+_RESOURCES: Final = (Resource.COMPUTE, Resource.COMPUTE, Resource.VRAM, Resource.VRAM, None)
+_SIDES: Final = (Side.REQUEST, Side.LIMIT, Side.REQUEST, Side.LIMIT, None)
 AMOUNT_FIELDS: Final = (Field.COMPUTE_REQUEST, Field.COMPUTE_LIMIT, Field.VRAM_REQUEST, Field.VRAM_LIMIT)
 LAYER_NAMES: Final = ("requests", "limits", "requests", "limits", "replicas")
 
