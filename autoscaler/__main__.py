@@ -1,0 +1,5 @@
+"""`python -m autoscaler` is tf-autoscaler."""
+
+from autoscaler.cli import main
+
+main()
