@@ -144,7 +144,7 @@ class Controller:
         self.epoch = max(self.epoch, 1)
 
     def _lay_out(self, snapshot: Snapshot) -> Fleet:
-        fleet = to_fleet(snapshot)
+        fleet = to_fleet(snapshot, self._before.allowed.fleet if self._before is not None else None)
         self.learnt.align(fleet.keys, fleet.uids)
         self.guarded.align(fleet.keys, fleet.uids)
         return fleet

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from autoscaler.model.knobs import UNSET, Figures, Knobs, to_knobs
+from autoscaler.model.knobs import UNSET, Figures, Knobs, Laid, to_knobs
 from autoscaler.model.resources import Amounts, Resource
 from autoscaler.model.snapshot import NodeState, Snapshot
 from autoscaler.model.usage import Bools, Floats, Ints, WorkloadKey
@@ -68,16 +68,24 @@ class Fleet:
     gpu_count: Floats
     ready: Floats
     flags: Flags
-    knobs: Knobs
+    laid: Laid
     placement: Placement
+
+    @property
+    def knobs(self) -> Knobs:
+        """Return what the configurations set."""
+        return self.laid.knobs
 
     def __len__(self) -> int:
         """Return the number of workloads."""
         return len(self.keys)
 
 
-def to_fleet(snapshot: Snapshot) -> Fleet:
-    """Lay a snapshot out as columns; rows are in the order of `snapshot.discovered.workloads`."""
+def to_fleet(snapshot: Snapshot, previous: Fleet | None = None) -> Fleet:
+    """Lay a snapshot out as columns; rows are in the order of `snapshot.discovered.workloads`.
+
+    With the `previous` fleet only configurations that are new since are worked out.
+    """
     workloads = snapshot.discovered.workloads
     originals = [_original(workload) for workload in workloads]
     currents = [(*_figures(workload.current), float(workload.replicas)) for workload in workloads]
@@ -93,7 +101,7 @@ def to_fleet(snapshot: Snapshot) -> Fleet:
         gpu_count=np.array([workload.config.gpu_count for workload in workloads], dtype=float),
         ready=np.array([sum(w.ready for w in workload.workers) for workload in workloads], dtype=float),
         flags=_flags(workloads, snapshot),
-        knobs=to_knobs([workload.config for workload in workloads], originals),
+        laid=to_knobs([workload.config for workload in workloads], originals, previous.laid if previous else None),
         placement=placement,
     )
 
@@ -137,34 +145,46 @@ def _place(workloads: Sequence[Workload], nodes: Mapping[str, NodeState]) -> tup
     row_of = {info.uuid: row for row, info in enumerate(devices)}
     sizes = [(UNSET if info.tflops is None else info.tflops, info.vram_total_bytes) for info in devices]
     capacity = np.array(sizes, dtype=float).reshape(-1, 2).T
-    edges: list[tuple[float, ...]] = []
+    # Flat lists: a tuple per worker would cost the garbage collector more than the loop costs.
+    rows: list[int] = []
+    places: list[int] = []
+    requests: tuple[list[float], list[float]] = ([], [])
     for row, workload in enumerate(workloads):
         for worker in workload.workers:
-            requests = worker.current.compute.request, worker.current.vram.request
-            edges.extend((row, row_of[uuid], *requests) for uuid in worker.devices if uuid in row_of)
-    table = np.array(edges, dtype=float).reshape(-1, 4)
-    of_workload, of_device = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
+            current = worker.current
+            for uuid in worker.devices:
+                place = row_of.get(uuid)
+                if place is not None:
+                    rows.append(row)
+                    places.append(place)
+                    requests[0].append(current.compute.request)
+                    requests[1].append(current.vram.request)
+    of_workload, of_device = np.array(rows, dtype=np.int64), np.array(places, dtype=np.int64)
     smallest = np.full((len(workloads), len(Resource)), np.inf)
     requested = np.zeros(capacity.shape)
     for resource in Resource:
         known = np.where(np.isnan(capacity[resource]), np.inf, capacity[resource])
         np.minimum.at(smallest[:, resource], of_workload, known[of_device])
-        np.add.at(requested[resource], of_device, table[:, 2 + resource])
+        np.add.at(requested[resource], of_device, np.array(requests[resource], dtype=float))
     return Placement(of_workload, of_device, capacity, requested), smallest
 
 
 def _live(workloads: Sequence[Workload], nodes: Mapping[str, NodeState]) -> Floats:
     """Return the largest live use of any worker, (W, 2); NaN where no agent tells."""
-    seen: dict[str, tuple[float, float]] = {}
+    row_of = {worker.ref.uid: row for row, workload in enumerate(workloads) for worker in workload.workers}
+    rows: list[int] = []
+    uses: tuple[list[float | None], list[float | None]] = ([], [])
     for state in nodes.values():
         for status in state.quotas.workers if state.quotas else ():
-            observed = [device.observed for device in status.devices]
-            compute = [one.tflops_used for one in observed if one.tflops_used is not None]
-            vram = [one.vram_used_bytes for one in observed if one.vram_used_bytes is not None]
-            seen[status.pod_uid] = max(compute, default=UNSET), float(max(vram, default=UNSET))
+            row = row_of.get(status.pod_uid)
+            if row is None:
+                continue
+            for device in status.devices:
+                rows.append(row)
+                uses[0].append(device.observed.tflops_used)
+                uses[1].append(device.observed.vram_used_bytes)
     live = np.full((len(workloads), len(Resource)), UNSET)
-    for row, workload in enumerate(workloads):
-        for worker in workload.workers:
-            if worker.ref.uid in seen:
-                live[row] = np.fmax(live[row], seen[worker.ref.uid])
+    for resource in Resource:
+        # None, which is not known, becomes NaN.
+        np.fmax.at(live[:, resource], np.array(rows, dtype=np.int64), np.array(uses[resource], dtype=float))
     return live
