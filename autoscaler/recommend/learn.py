@@ -23,7 +23,6 @@ CLIPPED_GAIN: Final = 1.15
 """A clipped sample stands for at least this much more demand."""
 OOM_GAIN: Final = 1.2
 OOM_QUIET_SECONDS: Final = 5 * MINUTE
-OOM_STEP: Final = 1.5
 ACTIVE_COMPUTE_RATIO: Final = 0.005
 ACTIVE_VRAM_RATIO: Final = 0.01
 REFERENCE_DECAY: Final = 0.99999
@@ -66,18 +65,22 @@ def watch(memory: Rows, usage: Usage, fleet: Fleet) -> None:
     """Hold a window's bins against the figures in force: exceedances, saturation, out-of-memory floors."""
     bins = _in_row_order(memory, usage)
     _note_changes(memory, fleet)
-    request, vram_limit = fleet.current[:, Field.COMPUTE_REQUEST], fleet.current[:, Field.VRAM_LIMIT]
+    request, limit, _, vram_limit = (fleet.current[:, field] for field in AMOUNT_FIELDS)
     for column, end in enumerate(bins.ends):
-        compute = bins.compute[:, column]
+        compute, ceiling = bins.compute[:, column], bins.compute_ceiling[:, column]
         _note_exceedance(memory, compute, request, end)
-        near = compute >= (SATURATED_RATIO - SATURATION_SLACK_RATIO) * bins.compute_ceiling[:, column]
+        near = compute >= (SATURATED_RATIO - SATURATION_SLACK_RATIO) * ceiling
         whole = end - bins.step >= memory["limit_changed_at"]
-        saturated = bins.clipped[:, column] & (near | whole)
+        # A worker that did not have the limit in force yet says nothing about it: a slow node must not raise it twice.
+        under = ceiling < SATURATED_RATIO * limit
+        saturated = bins.clipped[:, column] & (near | whole) & ~under
+        silent = np.isnan(compute) | under
         streak = memory["saturated"]
-        streak[:] = np.where(saturated, streak + 1, np.where(np.isnan(compute), streak, 0.0))
+        streak[:] = np.where(saturated, streak + 1, np.where(silent, streak, 0.0))
         memory["saturated_at"][saturated] = end
         oom = bins.ooms[:, column] > 0
-        memory["oom_floor"][oom] = OOM_STEP * vram_limit[oom]
+        at_death = bins.vram_ceiling[:, column]
+        memory["oom_level"][oom] = np.where(np.isnan(at_death), vram_limit, at_death)[oom]
     memory.marks[WATCHED_AT] = fleet.now
 
 

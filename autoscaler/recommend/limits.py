@@ -13,14 +13,14 @@ import numpy as np
 
 from autoscaler.model import defaults
 from autoscaler.model.decision import Field
-from autoscaler.model.defaults import HOUR
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.reasons import Cause
 from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
-from autoscaler.model.usage import SATURATED_RATIO, SATURATION_DEVICE_RATIO, Floats
+from autoscaler.model.usage import SATURATED_RATIO, SATURATION_DEVICE_RATIO, Bools, Floats
 from autoscaler.recommend.estimate import Estimate, choose
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, quantiles
+from autoscaler.recommend.vram import oom_floor
 
 OVER_REQUEST_RATIO: Final = 1.3
 OVER_PEAK_RATIO: Final = 1.25
@@ -30,7 +30,7 @@ VISIBLE_GAIN: Final = 1.02
 LOWER_RATIO: Final = 0.8
 VRAM_LOWER_RATIO: Final = 0.9
 NEAR_LIMIT_RATIO: Final = 0.96
-OOM_HOLD_SECONDS: Final = 2 * HOUR
+OOM_STEP: Final = 1.5
 
 
 def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
@@ -49,20 +49,20 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
     normal = np.maximum(np.where(explicit, formula, known), visible)
     lower_ratio = np.where(explicit, 1.0, LOWER_RATIO)
     streak = memory["saturated"]
-    saturated = streak > 0
+    saturated = (streak > 0) & _judged(memory, current)
     step = fleet.knobs.scale_up_step ** np.where(streak > 1, 2, 1)
     learnt = np.where(explicit, formula, np.maximum(OVER_PEAK_RATIO * peak, floor))
     probe = np.fmax(step * current, learnt)
     # Saturation is a shortage that was answered by a raise: after it lowering waits as long as after one.
     calm = fleet.now - memory["saturated_at"] > fleet.knobs.down_cool_down[:, Field.COMPUTE_LIMIT]
     raised = request > fleet.current[:, Field.COMPUTE_REQUEST]
-    steps = (
+    rules = (
         (np.isnan(normal) & ~saturated, current, Cause.NO_DATA),
         (saturated, probe, Cause.SATURATED),
         ((normal > RAISE_RATIO * current) | (raised & (normal > current)), normal, Cause.RAISED),
         ((normal < lower_ratio * current) & calm, normal, Cause.SURPLUS),
     )
-    figure, cause = choose(current, steps)
+    figure, cause = choose(current, rules)
     return Estimate(
         figure=figure,
         lower=normal / RAISE_RATIO,
@@ -83,6 +83,12 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
     )
 
 
+def _judged(memory: Rows, current: Floats) -> Bools:
+    """Return where saturation was seen under the limit in force (W,): a pass without a new bin must not raise again."""
+    same = memory["seen"][:, Field.COMPUTE_LIMIT] == current
+    return np.asarray(same & (memory["saturated_at"] > memory["limit_changed_at"]), dtype=np.bool_)
+
+
 def _visible(fleet: Fleet, use: Floats) -> Floats:
     """Return the least limit under which this use (W,) does not count as saturated, 0 where the device is unknown.
 
@@ -100,20 +106,19 @@ def vram_limits(fleet: Fleet, memory: Rows, high: Floats, inputs: dict[str, Floa
     explicit = ~np.isnan(percentile)
     device = fleet.device[:, Resource.VRAM]
     ceiling = np.where(explicit, np.minimum(np.fmax(formula, (1 + defaults.VRAM_HEADROOM_RATIO) * live), device), high)
-    held = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
-    oom_floor = np.minimum(np.where(held, memory["oom_floor"], np.nan), device)
-    wanted = np.fmax(ceiling, oom_floor)
-    ran_out = oom_floor > current
+    floor = oom_floor(fleet, memory, OOM_STEP)
+    wanted = np.fmax(ceiling, floor)
+    ran_out = floor > current
     near = (live > NEAR_LIMIT_RATIO * current) & (wanted > current)
-    steps = (
+    rules = (
         (np.isnan(wanted), current, Cause.NO_DATA),
         (ran_out, wanted, Cause.OOM_SEEN),
         (near, wanted, Cause.SATURATED),
         (wanted > RAISE_RATIO * current, wanted, Cause.RAISED),
         (wanted < VRAM_LOWER_RATIO * current, wanted, Cause.SURPLUS),
     )
-    figure, cause = choose(current, steps)
-    named = {**inputs, "percentile": percentile, "quantile": quantile, "oom_floor": oom_floor}
+    figure, cause = choose(current, rules)
+    named = {**inputs, "percentile": percentile, "quantile": quantile, "oom_floor": floor}
     return Estimate(figure, wanted / RAISE_RATIO, wanted / VRAM_LOWER_RATIO, cause, near | ran_out, named)
 
 
