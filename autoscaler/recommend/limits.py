@@ -126,6 +126,5 @@ def _formula(fleet: Fleet, memory: Rows, resource: Resource) -> tuple[Floats, Fl
     """Return the published formula's figure, its percentile (NaN where not asked for) and the quantile, (W,) each."""
     percentile = fleet.knobs.limit_percentile[:, resource]
     name, buckets = (("limit_weights", COMPUTE_BUCKETS), ("vram_weights", VRAM_BUCKETS))[resource]
-    (quantile,) = quantiles(memory.weights(name), buckets, np.nan_to_num(percentile))
-    quantile = np.where(np.isnan(percentile), np.nan, quantile)
+    (quantile,) = quantiles(memory.weights(name), buckets, percentile)
     return quantile * (1 + fleet.knobs.limit_buffer[:, resource]), percentile, quantile

@@ -41,7 +41,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "exceeded_peak": Column(),
     "saturated": Column(),
     "saturated_at": Column(fill=NEVER),
-    "oom_floor": Column(),
+    "oom_level": Column(),
     "seen": Column((4,), fill=np.nan),
     "limit_changed_at": Column(fill=NEVER),
     # where the request's band stands

@@ -40,12 +40,12 @@ def replicas(fleet: Fleet, memory: Rows, limits: tuple[Floats, Floats]) -> Estim
     needed_out, needed_in = np.fmax(*out), np.fmax(*inward)
     grow = (needed_out > count * (1 + tolerance)) & _exhausted(fleet, limits)
     fewer = np.maximum(1.0, np.ceil(needed_in / (1 - tolerance) - 1e-9))
-    steps = (
+    rules = (
         (np.isnan(needed_out) | (count < 1), count, Cause.NO_DATA),
         (grow, np.ceil(needed_out - 1e-9), Cause.LOAD),
         (fewer < count, fewer, Cause.LOAD),
     )
-    figure, cause = choose(count, steps)
+    figure, cause = choose(count, rules)
     return Estimate(
         figure=figure,
         lower=np.ceil(needed_out - 1e-9),

@@ -20,6 +20,7 @@ from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Bools, Floats
 from autoscaler.recommend.estimate import Estimate, choose
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, quantiles
+from autoscaler.recommend.vram import oom_floor
 
 PEAK_FLOOR_RATIO: Final = 0.1
 ORIGINAL_FLOOR_RATIO: Final = 0.005
@@ -29,6 +30,7 @@ SURPLUS_RATIO: Final = 0.1
 SURPLUS_LEVEL_MINUTES: Final = 25.0
 SURPLUS_LEAK: Final = 0.1
 MAX_JUDGED_SECONDS: Final = 10 * MINUTE
+OOM_GAIN: Final = 1.2
 
 
 def compute_requests(fleet: Fleet, memory: Rows) -> Estimate:
@@ -45,13 +47,13 @@ def compute_requests(fleet: Fleet, memory: Rows) -> Estimate:
     surplus = _judge(fleet, memory, target)
     exceeded = _exceeded(fleet, memory)
     peak_above = memory["exceeded_peak"]
-    steps = (
+    rules = (
         (np.isnan(target), current, Cause.NO_DATA),
         (exceeded, np.fmax(target, EXCEEDED_GAIN * peak_above), Cause.EXCEEDED),
         (lower > current, target, Cause.RAISED),
         ((surplus > SURPLUS_LEVEL_MINUTES) & (target < (1 - SURPLUS_RATIO) * current), target, Cause.SURPLUS),
     )
-    figure, cause = choose(current, steps)
+    figure, cause = choose(current, rules)
     return Estimate(
         figure=figure,
         lower=lower,
@@ -94,26 +96,36 @@ def _exceeded(fleet: Fleet, memory: Rows) -> Bools:
 
 
 def vram_requests(fleet: Fleet, memory: Rows, low: Floats, inputs: dict[str, Floats]) -> Estimate:
-    """Return the wanted VRAM requests from the guarantee `low` (W,), or from the cooled level of an idle workload."""
+    """Return the wanted VRAM requests: the guarantee `low` (W,), the cooled level of an idle workload, or more.
+
+    After an out-of-memory event the guarantee itself must grow: on a full device a higher ceiling is not to be had.
+    """
     current = fleet.current[:, Field.VRAM_REQUEST]
     idle_seconds = fleet.now - memory["active_at"]
-    use = np.fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
+    use, floor = inputs["live"], oom_floor(fleet, memory, OOM_GAIN)
     cooled = np.maximum((1 + defaults.VRAM_HEADROOM_RATIO) * use, defaults.COOLED_VRAM_BYTES)
     idle = (idle_seconds > fleet.knobs.level_cool) & (cooled < low)
-    target = np.where(idle, cooled, low)
-    needed = np.where(idle, use, low / (1 + inputs["buffer_ratio"]))
-    steps = (
+    settled = np.where(idle, cooled, low)
+    target = np.fmax(settled, np.where(np.isnan(settled), np.nan, floor))
+    needed = np.fmax(np.where(idle, use, low / (1 + inputs["buffer_ratio"])), floor)
+    ran_out = floor > current
+    rules = (
         (np.isnan(target), current, Cause.NO_DATA),
+        (ran_out, target, Cause.OOM_SEEN),
         (needed > current, target, Cause.RAISED),
         ((target < (1 - SURPLUS_RATIO) * current) & idle, target, Cause.IDLE),
         (target < (1 - SURPLUS_RATIO) * current, target, Cause.SURPLUS),
     )
-    figure, cause = choose(current, steps)
+    figure, cause = choose(current, rules)
     return Estimate(
         figure=figure,
         lower=needed,
         upper=target / (1 - SURPLUS_RATIO),
         cause=cause,
-        urgent=np.zeros(len(fleet), dtype=np.bool_),
-        inputs={**inputs, "idle_seconds": np.where(np.isfinite(idle_seconds), idle_seconds, np.nan), "use": use},
+        urgent=ran_out,
+        inputs={
+            **inputs,
+            "idle_seconds": np.where(np.isfinite(idle_seconds), idle_seconds, np.nan),
+            "oom_floor": floor,
+        },
     )

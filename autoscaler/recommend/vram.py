@@ -3,7 +3,7 @@
 Peaks of VRAM are isolated but almost never start from idle, so only active samples teach the working level B (q95 of a
 histogram with a half-life of 24 h), and the head-room over the recent maximum M shrinks as evidence of calm grows:
 x = (C - 1) x max(2 (q99 - q50), 4 sqrt(ms)) / B, shrunk towards mmax = .6 (C - 1) by a prior worth 60 active samples;
-hi = min(max(min(M (1 + m), C B), 1.05 M), device), lo = min(max(v, B) (1 + a), max(hi, 1.05 v)).
+hi = min(max(min(M (1 + m), C B), 1.05 M, (1 + a) B), device), lo = min(max(v, B) (1 + a), max(hi, 1.05 v)).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from autoscaler.model import defaults
+from autoscaler.model.defaults import HOUR
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
@@ -23,6 +24,7 @@ PRIOR_SAMPLES: Final = 60.0
 PRIOR_MARGIN: Final = 0.6
 LEAST_MARGIN_RATIO: Final = 0.08
 WORKING_PERCENTILE: Final = 0.95
+OOM_HOLD_SECONDS: Final = 2 * HOUR
 
 
 def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, Floats]]:
@@ -45,9 +47,9 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     buffer = knobs.request_buffer[:, Resource.VRAM]
     above = np.where(np.isnan(buffer), knobs.level_vram_margin, buffer)
     needed = np.fmax(live, working) * (1 + above)
-    keeps = np.isinf(knobs.level_cool)  # idleness never lowers the request, so the fading peak must not either
-    low = np.where(keeps, needed, np.fmin(needed, np.fmax(high, headroom * live)))
-    high = np.minimum(np.fmax(high, np.where(keeps, low, np.nan)), fleet.device[:, Resource.VRAM])
+    # ceilings may overcommit: fading peaks lower one no further than what the work needs once it comes back
+    high = np.minimum(np.fmax(high, working * (1 + above)), fleet.device[:, Resource.VRAM])
+    low = np.minimum(needed, np.fmax(high, headroom * live))
     inputs = {
         "percentile": percentile,
         "working_level": working,
@@ -58,6 +60,12 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
         "live": live,
     }
     return low, high, inputs
+
+
+def oom_floor(fleet: Fleet, memory: Rows, gain: float) -> Floats:
+    """Return `gain` times the limit in force at the last out-of-memory event, for two hours; NaN afterwards, (W,)."""
+    held = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
+    return np.minimum(np.where(held, gain * memory["oom_level"], np.nan), fleet.device[:, Resource.VRAM])
 
 
 def _margin(memory: Rows, cap: Floats, levels: tuple[Floats, Floats, Floats]) -> Floats:
