@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, add, decay, quantiles
+from autoscaler.recommend.histogram import COMPUTE_BUCKETS, ROWS_AT_ONCE, VRAM_BUCKETS, add, decay, quantiles
 
 COUNT = COMPUTE_BUCKETS.count
 
@@ -73,3 +73,17 @@ def test_the_highest_quantile_covers_the_maximum_within_a_bucket(values: list[fl
     most = max(values)
     assert top >= most * (1 - 1e-9) or most < VRAM_BUCKETS.first
     assert top <= max(most * VRAM_BUCKETS.growth * (1 + 1e-9), VRAM_BUCKETS.first)
+
+
+def test_many_rows_and_levels_give_what_each_row_and_level_gives_alone():
+    rows = ROWS_AT_ONCE * 2 + 3
+    random = np.random.default_rng(1)
+    weights = np.zeros((rows, COUNT), dtype=np.float32)
+    add(weights, COMPUTE_BUCKETS, random.lognormal(1, 2, (rows, 20)), np.ones((rows, 20)))
+    levels = random.random((2, rows))
+    levels[:, ::5], levels[1, ::3] = np.nan, np.nan
+    found = quantiles(weights, COMPUTE_BUCKETS, *levels)
+    for level, together in zip(levels, found, strict=True):
+        alone = [quantile(weights[row : row + 1], level[row]) for row in range(rows)]
+        np.testing.assert_equal(together, alone)
+        assert np.array_equal(np.isnan(together), np.isnan(level))
