@@ -112,7 +112,7 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
 
 @app.command()
 def demo(
-    duration: Annotated[str, typer.Option(help="Simulated time, such as 24h.")] = "24h",
+    duration: Annotated[str, typer.Option(help="Simulated time, such as 24h.")] = "12h",
     seed: Annotated[int, typer.Option(help="Equal seeds give equal runs.")] = 1,
     keep: Annotated[Path | None, typer.Option(help="Keep the folder of manifests here.")] = None,
     output: _Output = Output.TABLE,

@@ -188,6 +188,7 @@ class Controller:
             history_error=history_error,
             fresh_seconds=self.settings.fresh_seconds,
             before=self._before,
+            number=0 if self._before is None else self._before.number + 1,
         )
 
     def _note(self, allowed: Allowed, batch: Batch, outcome: Outcome) -> None:

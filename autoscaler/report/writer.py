@@ -31,7 +31,6 @@ from autoscaler.report.reported import MetricsHealth, MetricsReason, Reported
 from autoscaler.report.status import broken_status, changed, status_of
 
 log = structlog.get_logger(__name__)
-RENDERED_EACH_PASS: Final = 500
 SWEEP_PASSES: Final = 20
 TARGET_DRIFT_RATIO: Final = 0.05
 
@@ -41,6 +40,7 @@ class Passed:
     """One pass: what was seen, decided and done, and the pass before (None: the first).
 
     `nodes` as they answered last; `errors` of the writes by workload; `held` by pod UID: what a node could not be sent.
+    `number` counts the passes.
     """
 
     snapshot: Snapshot
@@ -51,6 +51,7 @@ class Passed:
     history_error: str
     fresh_seconds: float
     before: Passed | None
+    number: int = 0
 
     def alone(self) -> Passed:
         """Return the pass without the ones before it, to be kept."""
@@ -110,12 +111,10 @@ def _reported(passed: Passed, row: int, decision: Decision) -> Reported:
 def _rows(passed: Passed) -> Ints:
     """Return the rows to render in this pass."""
     allowed, before = passed.allowed, passed.before
-    count = len(allowed.fleet)
-    if count <= RENDERED_EACH_PASS or before is None or before.allowed.fleet.keys != allowed.fleet.keys:
-        return np.arange(count)
-    due = allowed.changed | _differs(allowed, before.allowed) | _disturbed(passed, before)
-    turn = int(passed.snapshot.now) % SWEEP_PASSES
-    due[turn::SWEEP_PASSES] = True
+    if before is None or before.allowed.fleet.keys != allowed.fleet.keys:
+        return np.arange(len(allowed.fleet))
+    due = allowed.changed | before.allowed.changed | _differs(allowed, before.allowed) | _disturbed(passed, before)
+    due[passed.number % SWEEP_PASSES :: SWEEP_PASSES] = True
     return np.flatnonzero(due).astype(np.int64)
 
 
