@@ -189,6 +189,15 @@ def agent_report(agent: Agent) -> TickReport:
     return catch.report
 
 
+def stages(gpus: int, workers: int, ticks: int) -> list[dict[str, float]]:
+    """Return what each stage costs on average, in CPU milliseconds, as one row."""
+    with tempfile.TemporaryDirectory() as root:
+        times = measure(Fleet(Path(root), gpus, workers, seed=1), ticks)
+    lines = times.pop("series")[0]
+    means = {f"{name}_ms": statistics.fmean(spent) for name, spent in times.items()}
+    return [{"gpus": gpus, "workers": gpus * workers, "lines": lines, **means}]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("gpus", 8), ("workers", 50), ("ticks", 60), ("seed", 1)):
