@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from autoscaler.contract.keys import QoS
 from autoscaler.model.config import Bounds, LimitsPolicy, Mode, ReplicasPolicy, RequestsPolicy
 from autoscaler.model.decision import Field
-from autoscaler.model.reasons import Cause, Verdict
+from autoscaler.model.fleet import to_fleet
+from autoscaler.model.reasons import CAUSES, Cause, Verdict
 from autoscaler.model.resources import GIB, Amount, Amounts
-from tests.autoscaler.stage import Stage, with_config
+from autoscaler.model.usage import Window, empty_usage
+from autoscaler.recommend import learn, recommend, watch
+from tests.autoscaler.stage import KEY, Stage, one_bin, with_config
 
 
 def test_a_demand_three_times_the_limit_is_covered_within_three_evaluation_periods():
@@ -114,6 +117,46 @@ def test_cooled_memory_is_back_after_the_first_evaluation_with_an_active_sample(
     assert stage.figures.vram.request < warm / 4
     stage.run(6, 5.0, 1 * GIB)
     assert stage.figures.vram.request >= 0.95 * warm
+
+
+def test_an_idle_ceiling_stays_at_the_working_level_so_that_the_next_run_does_not_die():
+    stage = Stage(with_config(qos=QoS.LOW, amounts=Amounts(Amount(10, 20), Amount(20 * GIB, 30 * GIB))))
+    stage.run(2 * 60, lambda t: 5.0 + t % 3, 8 * GIB)
+    stage.run(60, 0.0, 1 * GIB)
+    stage.now += 8 * 3600  # no hourly peak remembers the work any more
+    stage.run(30, 0.0, 1 * GIB)
+    assert stage.figures.vram.request < 2 * GIB
+    assert stage.figures.vram.limit >= 8 * GIB
+    stage.run(10, 6.0, 8 * GIB)
+    assert stage.ooms == 0
+
+
+def test_an_out_of_memory_event_raises_the_guarantee_over_the_limit_that_was_in_force():
+    stage = Stage(with_config(amounts=Amounts(Amount(10, 20), Amount(1 * GIB, 8 * GIB))))
+    stage.run(40, 5.0, 0.5 * GIB)
+    stage.now += 60
+    # the device is crowded: only 1.2 GiB of the published limit are in force
+    died = one_bin(stage.now, 5.0, 1.2 * GIB, (20.0, 1.2 * GIB), ooms=1.0)
+    fleet = to_fleet(stage.snapshot(1.2 * GIB))
+    learn(stage.learnt, died, fleet)
+    watch(stage.learnt, died, fleet)
+    wanted = recommend(fleet, stage.learnt)
+    assert wanted.figure[0, Field.VRAM_REQUEST] >= 1.2 * 1.2 * GIB
+    assert CAUSES[int(wanted.cause[0, Field.VRAM_REQUEST])] is Cause.OOM_SEEN
+    assert wanted.urgent[0, Field.VRAM_REQUEST]
+
+
+def test_a_gap_after_a_saturated_sample_does_not_probe_again():
+    stage = Stage()
+    stage.run(20, 12.0)
+    stage.run(1, 100.0)
+    limit = stage.figures.compute.limit
+    stage.now += 60
+    unknown = empty_usage(Window(stage.now - 60, stage.now, 60.0), (KEY,))
+    fleet = to_fleet(stage.snapshot(2 * GIB))
+    learn(stage.learnt, unknown, fleet)
+    watch(stage.learnt, unknown, fleet)
+    assert recommend(fleet, stage.learnt).figure[0, Field.COMPUTE_LIMIT] == limit
 
 
 def test_constant_load_makes_no_change_once_it_is_learnt():
