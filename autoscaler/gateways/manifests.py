@@ -15,7 +15,6 @@ from typing import Any, Final
 import yaml
 
 from autoscaler.errors import Problem
-from autoscaler.gateways.block_style import render
 from autoscaler.model.workload import Manifest
 
 _MARKER: Final = re.compile(r"^---(?=\s|$)", re.MULTILINE)
@@ -69,9 +68,6 @@ def render_document(objects: Sequence[Manifest]) -> Document:
 
 
 def _render(item: dict[str, Any]) -> str:
-    plain = render(item)
-    if plain is not None:
-        return plain
     return str(yaml.dump(item, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 

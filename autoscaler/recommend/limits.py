@@ -35,24 +35,13 @@ OOM_STEP: Final = 1.5
 
 def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
     """Return the wanted compute limits for the wanted requests (W,)."""
-    current, original = fleet.current[:, Field.COMPUTE_LIMIT], fleet.original[:, Field.COMPUTE_LIMIT]
-    peak = memory["compute_peaks"].max(axis=1)
-    ratio = fleet.knobs.max_ratio_to_requests
-    ratio = np.where(np.isnan(ratio), defaults.MAX_RATIO_TO_REQUESTS, ratio)
-    floor = ORIGINAL_FLOOR_RATIO * original
-    burst = np.minimum(OVER_PEAK_RATIO * peak, ratio * request)
-    ruled = np.maximum.reduce([OVER_REQUEST_RATIO * request, burst, floor])
-    formula, percentile, quantile = _formula(fleet, memory, Resource.COMPUTE)
-    explicit = ~np.isnan(percentile)
-    visible = _visible(fleet, np.where(explicit, quantile, burst / OVER_PEAK_RATIO))
-    known = np.where(memory["samples"] > 0, ruled, np.nan)
-    normal = np.maximum(np.where(explicit, formula, known), visible)
-    lower_ratio = np.where(explicit, 1.0, LOWER_RATIO)
+    current = fleet.current[:, Field.COMPUTE_LIMIT]
+    normal, inputs = _normal(fleet, memory, request)
+    lower_ratio = np.where(np.isnan(inputs["percentile"]), LOWER_RATIO, 1.0)
     streak = memory["saturated"]
     saturated = (streak > 0) & _judged(memory, current)
     step = fleet.knobs.scale_up_step ** np.where(streak > 1, 2, 1)
-    learnt = np.where(explicit, formula, np.maximum(OVER_PEAK_RATIO * peak, floor))
-    probe = np.fmax(step * current, learnt)
+    probe = np.fmax(step * current, inputs.pop("learnt"))
     # Saturation is a shortage that was answered by a raise: after it lowering waits as long as after one.
     calm = fleet.now - memory["saturated_at"] > fleet.knobs.down_cool_down[:, Field.COMPUTE_LIMIT]
     raised = request > fleet.current[:, Field.COMPUTE_REQUEST]
@@ -69,18 +58,34 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
         upper=normal / lower_ratio,
         cause=cause,
         urgent=np.asarray(saturated, dtype=np.bool_),
-        inputs={
-            "percentile": percentile,
-            "quantile": quantile,
-            "buffer_ratio": fleet.knobs.limit_buffer[:, Resource.COMPUTE],
-            "request": request.copy(),
-            "peak_7d": peak,
-            "ratio_to_request": ratio,
-            "use": memory["use"][:, Resource.COMPUTE].copy(),
-            "saturated_samples": streak.copy(),
-            "step": np.where(saturated, step, np.nan),
-        },
+        inputs={**inputs, "saturated_samples": streak.copy(), "step": np.where(saturated, step, np.nan)},
     )
+
+
+def _normal(fleet: Fleet, memory: Rows, request: Floats) -> tuple[Floats, dict[str, Floats]]:
+    """Return the limit of an unsaturated workload (W,) and its inputs; `learnt`: what a probe never stays below."""
+    peak = memory["compute_peaks"].max(axis=1)
+    ratio = fleet.knobs.max_ratio_to_requests
+    ratio = np.where(np.isnan(ratio), defaults.MAX_RATIO_TO_REQUESTS, ratio)
+    floor = ORIGINAL_FLOOR_RATIO * fleet.original[:, Field.COMPUTE_LIMIT]
+    burst = np.minimum(OVER_PEAK_RATIO * peak, ratio * request)
+    ruled = np.maximum.reduce([OVER_REQUEST_RATIO * request, burst, floor])
+    formula, percentile, quantile = _formula(fleet, memory, Resource.COMPUTE)
+    explicit = ~np.isnan(percentile)
+    visible = _visible(fleet, np.where(explicit, quantile, burst / OVER_PEAK_RATIO))
+    known = np.where(memory["samples"] > 0, ruled, np.nan)
+    inputs = {
+        "percentile": percentile,
+        "quantile": quantile,
+        "buffer_ratio": np.where(explicit, fleet.knobs.limit_buffer[:, Resource.COMPUTE], np.nan),
+        "request": request.copy(),
+        "peak_7d": peak,
+        "ratio_to_request": ratio,
+        "visible_limit": visible,
+        "use": memory["use"][:, Resource.COMPUTE].copy(),
+        "learnt": np.where(explicit, formula, np.maximum(OVER_PEAK_RATIO * peak, floor)),
+    }
+    return np.maximum(np.where(explicit, formula, known), visible), inputs
 
 
 def _judged(memory: Rows, current: Floats) -> Bools:
