@@ -70,8 +70,7 @@ class PlainLines:
             self._print(f"{clock(minute.at_seconds)}  -- {share:.0%} done, {reserved(minute)}, {self._changes} changes")
         if minute.at_seconds >= self._duration_seconds:
             self._print("")
-            wide = Console(file=self._console.file, width=columns.WIDTH, highlight=False)
-            wide.print(columns.rendered(await _rows(minute), KIND))
+            columns.table(await _rows(minute), KIND, self._console.file)
             self._print("")
 
     def _print(self, line: str) -> None:
