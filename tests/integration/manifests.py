@@ -39,8 +39,8 @@ PROFILE: Manifest = {
                 "targetResource": "all",
                 "evaluationPeriod": f"{EVALUATION_SECONDS:g}s",
                 # A short memory and short pauses, so that a story of days fits into a minute.
-                "aggregationPeriod": "16s",
-                "percentile": "0.95",
+                "aggregationPeriod": "8s",
+                "percentile": "0.9",
                 "extraTFlopsBufferRatio": "0.3",
                 "extraVRAMBufferRatio": "0.15",
                 "scaleUpStep": "2",

@@ -23,7 +23,9 @@ from tests.integration.simulated_worker import SimulatedWorker, simulated_worker
 from tests.integration.tap import Tap, tapped
 from tests.integration.worlds import World, populate
 
-INTERVAL_SECONDS = 5.0
+INTERVAL_SECONDS = 2.5
+"""Shorter than a bin, so that each bin is evaluated soon after it is complete; without a new one history isn't asked."""
+
 BIN_SECONDS = 5.0
 STALE_SECONDS = 40.0
 CONTROLLER_SETTINGS = {
@@ -127,7 +129,7 @@ class Story:
             if one.form("query").startswith(WINDOW_QUERY):
                 end = float(one.form("time"))
                 milliseconds = one.form("query").removeprefix(WINDOW_QUERY).partition("ms]")[0]
-                together = [other for other in asked if abs(other.at - one.at) < INTERVAL_SECONDS / 2]
+                together = [other for other in asked if abs(other.at - one.at) < 0.8 * INTERVAL_SECONDS]
                 if all(other.status[0] == 200 for other in together):
                     found.append(Pass(one.at, end - float(milliseconds) / 1000, end))
         return [replace(one, until=after.at) for one, after in pairwise(found)] + found[-1:]

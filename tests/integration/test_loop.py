@@ -16,6 +16,7 @@ from datetime import datetime
 
 import pytest
 
+from autoscaler.contract.quantity import parse_quantity
 from tests.agent.nvml_standin import GIB
 from tests.integration import worlds
 from tests.integration.manifests import FIGURES, LIMIT_TFLOPS, STABILIZATION_SECONDS
@@ -27,8 +28,8 @@ pytestmark = pytest.mark.integration
 
 DEMAND_TFLOPS = 3 * LIMIT_TFLOPS
 EVALUATIONS = 3
+DEAD_BAND_RATIO = 0.05
 EFFECTIVE = "tensor_fusion_worker_effective_tflops_limit"
-Chapter = Callable[[int, str], "contextmanager[None]"]
 
 
 @pytest.fixture(scope="module", params=["folder", "api_server"])
@@ -95,13 +96,16 @@ def test_a_demand_of_three_times_the_limit_is_covered_within_three_evaluations(s
         until("use is the demand", lambda: story.series("tensor_fusion_worker_compute_used_tflops") == DEMAND_TFLOPS)
 
         assert f"compute limit {LIMIT_TFLOPS:g} → 50 TFLOPs: Saturated, " in first.note
-        assert re.search(r"use 2[45](\.\d+)?, saturated samples 1, step 2", first.note)
+        assert re.search(r"use 2[2-5](\.\d+)?, saturated samples 1, step 2", first.note)
         say(f"the event says why: {first.note}")
 
 
 def test_the_status_says_why_with_the_numbers_and_the_pods_carry_the_figures_beside_the_original(story, say):
     with chapter(story, 2):
         status = until("the status shows the covered demand", lambda: _status_at(story, story.limit_tflops()))
+        change = status["autoscaling"]["lastChange"]
+        assert f"→ {story.limit_tflops():g} TFLOPs: Saturated, " in change
+        assert "step " in change
         assert status["autoscaling"]["applied"] == "1/1"
         assert status["autoscaling"]["effect"] == "immediate"
         assert story.condition("EnforcementInSync") == ("True", "InSync")
@@ -121,13 +125,12 @@ def test_a_shrink_waits_for_its_window_and_memory_never_falls_below_what_is_in_u
         waiting = until("the status says that the shrink waits", lambda: _waiting(story))
         assert story.limit_tflops() == high
         until("the limit in force shrinks", lambda: story.limit_tflops() < high)
-        note = until(
+        shrunk = until(
             "an event tells it", lambda: [one for one in story.events("ResourceScaledDown") if _shrinks(one.note)]
-        )[0].note
-        scaled = until("the status has it", lambda: _scaled_after(story, waiting))
-        # Both are times of passes, cut to seconds.
-        assert scaled - waiting >= STABILIZATION_SECONDS - 1.0
-        say(f"it shrinks {scaled - waiting:g} s after it began to wait: {note}")
+        )[0]
+        waited_seconds = shrunk.at - waiting
+        assert waited_seconds >= STABILIZATION_SECONDS
+        say(f"it shrinks {waited_seconds:.1f} s after it began to wait: {shrunk.note}")
         until("it settles just above the demand", lambda: 10.0 < story.limit_tflops() <= 20.0)
         assert all(one.vram_limit_bytes >= one.vram_used_bytes for one in worker.seen if one.vram_limit_bytes)
         lowest = min(one.vram_limit_bytes for one in worker.seen if one.vram_limit_bytes)
@@ -139,12 +142,11 @@ def test_a_shrink_waits_for_its_window_and_memory_never_falls_below_what_is_in_u
 def test_without_prometheus_everything_is_held_and_then_only_the_gap_is_read(story, say):
     with chapter(story, 4):
         until("nothing is left to do", lambda: _settled(story))
-        read = story.passes()[-1].end
         story.prometheus.stop()
         before, stopped_at = story.annotations(), time.time()
         generation = story.generation()
         # Live use at the limit would raise it at once, were there a history to judge it by.
-        vram_limit = story.worker.demand_vram_bytes = _in_force(story.quotas())[1]
+        story.worker.demand_vram_bytes = _in_force(story.quotas())[1]
         told = until(
             "MetricsAvailable is False", lambda: (c := story.condition("MetricsAvailable"))[0] == "False" and c
         )
@@ -154,7 +156,8 @@ def test_without_prometheus_everything_is_held_and_then_only_the_gap_is_read(sto
         assert (story.annotations(), story.generation()) == (before, generation)
         say(f"Prometheus is stopped: {told[1]}, and over three passes nothing moved")
 
-        last = max([read, *(one.end for one in story.passes())])
+        story.worker.demand_vram_bytes = 4 * GIB
+        last = story.passes()[-1].end
         started_at = time.time()
         story.prometheus.start()
         first = until("history is read again", lambda: story.passes(started_at))[0]
@@ -162,7 +165,6 @@ def test_without_prometheus_everything_is_held_and_then_only_the_gap_is_read(sto
         assert first.end > last
         until("MetricsAvailable is True", lambda: story.condition("MetricsAvailable") == ("True", "Found"))
         say(f"it is started: the first query begins where the last one ended, and reads {first.end - first.start:g} s")
-        until("what was held goes on", lambda: _in_force(story.quotas())[1] > vram_limit)
 
 
 def test_a_restarted_agent_has_the_same_quotas_in_force_before_anyone_tells_it(story, say):
@@ -196,6 +198,7 @@ def test_a_change_whose_controller_died_before_telling_the_node_is_completed_onc
         before, intended = story.quotas(), story.annotations()["tflops-limit"]
         push = story.to_agent.hold("PUT")
         before_limit = story.limit_tflops()
+        until("a bin begins", lambda: time.time() % BIN_SECONDS < 0.05 * BIN_SECONDS)
         story.worker.demand_tflops = 2 * before_limit
         until("a push is under way", push.arrived.is_set)
         intent = story.annotations()["tflops-limit"]
@@ -203,8 +206,9 @@ def test_a_change_whose_controller_died_before_telling_the_node_is_completed_onc
         assert story.quotas() == before | {"workers": story.quotas()["workers"]}
         story.controller.kill()
         push.drop()
-        story.worker.demand_tflops = 0.5 * before_limit
-        told = story.to_agent.since(0.0, "PUT", "/")
+        # Enough for a raised limit: whoever raises it further has counted the same saturation twice.
+        story.worker.demand_tflops = 0.78 * float(intent)
+        told, seen = story.to_agent.since(0.0, "PUT", "/"), len(story.worker.seen)
         say(f"the controller is killed with its intent ({intended} → {intent} TFLOPs) written and the push under way")
         assert story.generation() == before["generation"]
         assert story.limit_tflops() == before_limit
@@ -218,6 +222,8 @@ def test_a_change_whose_controller_died_before_telling_the_node_is_completed_onc
         assert len(story.to_agent.since(0.0, "PUT", "/")) == len(told) + 1
         raised = [one for one in story.events("ResourceScaledUp") if f"→ {intent} TFLOPs" in one.note]
         assert sum(one.count for one in raised) <= 1
+        story.await_passes(2)
+        assert max(one.tflops_limit for one in story.worker.seen[seen:]) == float(intent)
         say(f"the next start completes the same change: {intent} TFLOPs, generation {after['generation']}, told once")
 
 
@@ -273,11 +279,6 @@ def _waiting(story: Story) -> float:
     return _moment(autoscaling["lastEvaluationTime"]) if "Stabilizing" in message.partition("compute limit")[2] else 0.0
 
 
-def _scaled_after(story: Story, waiting: float) -> float:
-    scaled = _moment(story.status()["autoscaling"]["lastScaleTime"])
-    return scaled if scaled > waiting else 0.0
-
-
 def _shrinks(note: str) -> bool:
     return bool(re.search(r"compute limit [\d.]+ → [\d.]+", note))
 
@@ -287,6 +288,11 @@ def _moment(text: str) -> float:
 
 
 def _settled(story: Story) -> bool:
-    """Whether the node was told nothing new in the last three passes."""
-    told = story.to_agent.since(0.0, "PUT", "/")
-    return story.looks(told[-1].at) >= 3
+    """Whether the limits are where they should be, and have been told for two passes."""
+    told, autoscaling = story.to_agent.since(0.0, "PUT", "/"), story.status()["autoscaling"]
+    pairs = [
+        (autoscaling[key]["uncappedLimitTarget"], autoscaling["current"]["limits"][key]) for key in ("tflops", "vram")
+    ]
+    figures = [(float(parse_quantity(wanted)), float(parse_quantity(current))) for wanted, current in pairs]
+    near = all(abs(wanted - current) <= DEAD_BAND_RATIO * current for wanted, current in figures)
+    return near and story.looks(told[-1].at) >= 2
