@@ -66,6 +66,8 @@ class KubeClient:
 
         """
         settings = client.Configuration()
+        if kubeconfig is not None and not kubeconfig.is_file():
+            raise ClusterError(f"no way to an API server: {kubeconfig} is not a file")
         try:
             if kubeconfig is None:
                 try:

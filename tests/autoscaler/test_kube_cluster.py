@@ -319,3 +319,8 @@ async def test_an_event_that_repeats_is_counted_up_and_a_forgotten_one_is_made_a
 async def test_a_kind_that_is_not_ours_to_write_is_refused_here(cluster: KubeCluster) -> None:
     with pytest.raises(ClusterError, match="Secret"):
         await cluster.write(Annotate(ObjectRef("v1", "Secret", "lab", "s"), {"a": "1"}))
+
+
+async def test_a_kubeconfig_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(ClusterError, match=r"absent is not a file"):
+        await KubeClient.connect(tmp_path / "absent")
