@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import structlog
 
+from autoscaler.apply.desired import Settled
 from autoscaler.apply.send import Batch, Outcome, send
 from autoscaler.errors import ClusterError, HistoryError, StateError
 from autoscaler.guard import Limits, guard, note
@@ -21,7 +22,7 @@ from autoscaler.model.fleet import Fleet, to_fleet
 from autoscaler.model.proposal import Allowed
 from autoscaler.model.snapshot import Snapshot
 from autoscaler.model.usage import WorkloadKey
-from autoscaler.model.workload import Discovered
+from autoscaler.model.workload import Discovered, Workload
 from autoscaler.ports import Clock, Cluster, Enforcement, History
 from autoscaler.read.catchup import Catchup, Reach
 from autoscaler.read.generate import new_workload
@@ -63,6 +64,7 @@ class Controller:
         self._met: set[str] = set()
         self._discovered: Discovered | None = None
         self._before: Passed | None = None
+        self._settled: Mapping[WorkloadKey, Settled] = {}
         self._stored_at = world.clock.now()
         self._catchup = Catchup(
             world.history, Reach(settings.bin_seconds, settings.settled_seconds, settings.history_seconds)
@@ -170,13 +172,20 @@ class Controller:
     def _batch(self, snapshot: Snapshot, allowed: Allowed) -> Batch:
         """Decide for those that move, and for those whose workers don't all hold the same yet."""
         workloads = snapshot.discovered.workloads
-        uneven = (any(worker.current != load.current for worker in load.workers) for load in workloads)
+        uneven = (self._is_uneven(load) for load in workloads)
         rows = np.flatnonzero(allowed.changed | np.fromiter(uneven, dtype=bool, count=len(workloads)))
         decisions: Mapping[WorkloadKey, Decision] = {
             allowed.fleet.keys[row]: allowed.decision(int(row)) for row in rows
         }
         broken = frozenset(broken.key for broken in snapshot.discovered.broken)
-        return Batch(workloads, decisions, snapshot.nodes, self.epoch, broken)
+        return Batch(workloads, decisions, snapshot.nodes, self.epoch, broken, self._settled)
+
+    def _is_uneven(self, workload: Workload) -> bool:
+        """Tell whether its workers hold different figures; one that settled as it is needed no decision."""
+        settled = self._settled.get(workload.key)
+        if settled is not None and settled.workload is workload:
+            return False
+        return any(worker.current != workload.current for worker in workload.workers)
 
     def _passed(self, snapshot: Snapshot, allowed: Allowed, outcome: Outcome, history_error: str) -> Passed:
         return Passed(
@@ -193,6 +202,7 @@ class Controller:
 
     def _note(self, allowed: Allowed, batch: Batch, outcome: Outcome) -> None:
         """Remember the moves that were written; in a dry run none was."""
+        self._settled = outcome.settled
         if self.dry_run:
             return
         figure = allowed.figure.copy()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter, gt
 from typing import Final, NamedTuple
 
 import msgspec
@@ -69,6 +70,8 @@ _FIGURES: Final = (
     ),
 )
 _NAMES: Final = tuple(name for figures in _FIGURES for name in (figures.request, figures.limit))
+_LIMITS: Final = attrgetter(*(figures.limit for figures in _FIGURES))
+_NO_ROOM: Final = (-math.inf,) * len(_FIGURES)
 
 Wanted = Mapping[Key, tuple[WorkerQuota, DeviceQuota]]
 Content = dict[Key, DeviceQuota]
@@ -91,6 +94,8 @@ def fit(
         elif told is not None and key.uuid in devices:
             content[key] = told
     content = _after_shrinks(content, standing, held)
+    if _fits(content, devices):
+        return content, tuple(held)
     order = sorted(content, key=lambda key: (_RANK[wanted[key][0].qos], key))
     fitted = _fitted({key: content[key] for key in order}, standing, devices, held)
     return {key: fitted[key] for key in wanted if key in fitted}, tuple(held)
@@ -105,6 +110,8 @@ def shrinks_and_grows(current: Mapping[Key, DeviceQuota], target: Mapping[Key, D
     shrinking, growing = set(), set()
     for key, quota in target.items():
         old = current.get(key)
+        if old == quota:
+            continue
         for figures in _FIGURES:
             place = key.uuid, figures.resource
             if old is None or _grows(figures, old, quota):
@@ -117,6 +124,15 @@ def shrinks_and_grows(current: Mapping[Key, DeviceQuota], target: Mapping[Key, D
 def smaller(current: Mapping[Key, DeviceQuota], target: Mapping[Key, DeviceQuota]) -> Content:
     """Return the elementwise minimum: every shrink, and no growth yet; workers that are new wait."""
     return {key: _minimum(current[key], quota) for key, quota in target.items() if key in current}
+
+
+def over_devices(quotas: Iterable[DeviceQuota], devices: Mapping[str, DeviceInfo]) -> set[str]:
+    """Return the UUIDs of quotas with a ceiling over their device, or with a device that is not among `devices`."""
+    room = {
+        uuid: tuple(math.inf if size is None else size for size in (one.capacity(device) for one in _FIGURES))
+        for uuid, device in devices.items()
+    }
+    return {quota.uuid for quota in quotas if any(map(gt, _LIMITS(quota), room.get(quota.uuid, _NO_ROOM)))}
 
 
 def _minimum(old: DeviceQuota, new: DeviceQuota, names: Iterable[str] = _NAMES) -> DeviceQuota:
@@ -188,6 +204,12 @@ def _pending(standing: Mapping[Key, Standing]) -> dict[tuple[str, Resource], dic
             text = f"{one.worker.pod} was told {_text(figures, limit)} and still has {now} ({one.device.reason})"
             pending.setdefault((key.uuid, figures.resource), {})[key] = text
     return pending
+
+
+def _fits(content: Content, devices: Mapping[str, DeviceInfo]) -> bool:
+    """Tell whether Σ VRAM requests is within every device: the usual case, in which nobody comes before others."""
+    free = {uuid: device.vram_total_bytes for uuid, device in devices.items()}
+    return all(_takes(free, key.uuid, quota.vram_request_bytes) for key, quota in content.items())
 
 
 def _fitted(

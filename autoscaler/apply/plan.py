@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import msgspec
 
-from autoscaler.apply.fit import Held, Key, Standing, fit, shrinks_and_grows, smaller
+from autoscaler.apply.difference import devices_to_plan
+from autoscaler.apply.fit import Held, Key, Standing, Wanted, fit, shrinks_and_grows, smaller
 from autoscaler.contract import keys
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, QuotaStatus, WorkerQuota
 from autoscaler.model.allowed import Overlay, is_applied, overlay_of
-from autoscaler.model.decision import AMOUNT_FIELDS, Decision, Field
+from autoscaler.model.decision import AMOUNT_FIELDS, Decision, Field, field_of
 from autoscaler.model.quantity import format_amount
-from autoscaler.model.resources import Amount, Amounts, Resource, Side
+from autoscaler.model.resources import Amounts, Resource, Side
 from autoscaler.model.snapshot import NodeState
 from autoscaler.model.steps import Annotate, ClusterWrite, Scale
 from autoscaler.model.usage import WorkloadKey
@@ -33,6 +35,11 @@ ANNOTATION: Final = dict(
 )
 SCALABLE: Final = frozenset({"Deployment", "StatefulSet"})
 """Owners with a scale subresource that we may use."""
+_Places = Mapping[int, tuple[Key | None, ...]]
+"""By position among a node's workers, those with a device that is planned: the names of their places, by device.
+
+None where the device is not planned and stays as it is.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +57,8 @@ def intents(workload: Workload, decision: Decision) -> tuple[ClusterWrite, ...]:
     owner first and to the TensorFusionWorkload last, because the latter is where the next pass reads them: what a
     crash between the two leaves undone is decided again.
     """
-    overlay = overlay_of(decision)
-    annotated = (_annotate(workload, worker, overlay) for worker in workload.workers)
+    overlay, told = overlay_of(decision), cache(_texts)
+    annotated = (_annotate(workload, worker, overlay, told) for worker in workload.workers)
     return (*(write for write in annotated if write is not None), *_scales(workload, decision))
 
 
@@ -96,73 +103,62 @@ def documents(state: NodeState, desired: Sequence[WorkerQuota], epoch: int) -> D
     status = state.quotas
     if status is None or not state.reachable:
         return Documents(held=_all_held(desired, f"AgentUnreachable: {state.error or 'its quotas are not known'}"))
-    if _has_exactly(status, desired):
+    devices = {device.uuid: device for device in state.devices}
+    planned = devices_to_plan(status, desired, devices)
+    if not planned:
         return Documents()
-    standing = _standing(status)
-    aliases = _aliases(standing)
-    entries = [(worker, tuple(_key(aliases, worker, quota.uuid) for quota in worker.devices)) for worker in desired]
+    standing = _standing(status, planned)
+    places = _places(desired, planned, standing)
     wanted = {
-        key: (worker, quota) for worker, names in entries for key, quota in zip(names, worker.devices, strict=True)
+        key: (desired[position], quota)
+        for position, names in places.items()
+        for key, quota in zip(names, desired[position].devices, strict=True)
+        if key is not None
     }
-    target, held = fit(wanted, standing, {device.uuid: device for device in state.devices})
+    target, held = fit(wanted, standing, devices)
     current = {key: one.desired for key, one in standing.items()}
-    if target == current and not _renamed(entries, standing):
+    if target == current and not _renamed(wanted, standing):
         return Documents(held=held)
     if epoch < status.epoch:
         return Documents(held=_all_held(desired, f"Superseded: epoch {status.epoch} rules {state.node}, not {epoch}"))
     contents = [smaller(current, target)] if shrinks_and_grows(current, target) else []
     return Documents(
         documents=tuple(
-            QuotaDocument(epoch, status.generation + number, state.node, _listed(entries, content))
+            QuotaDocument(epoch, status.generation + number, state.node, _listed(desired, places, content))
             for number, content in enumerate((*contents, target), start=1)
         ),
         held=held,
     )
 
 
-def _has_exactly(status: QuotaStatus, desired: Sequence[WorkerQuota]) -> bool:
-    """Tell whether a node was told just this; what it took, it has room for. The usual case, so it must be cheap."""
-    told = {(worker.pod_uid, worker.container): worker for worker in status.workers}
-    for quota in desired:
-        worker = told.pop((quota.pod_uid, quota.container), None)
-        if worker is None or worker.workload != quota.workload or worker.qos not in {None, quota.qos}:
-            return False
-        if tuple([device.desired for device in worker.devices]) != quota.devices:
-            return False
-    return not any(device.desired for worker in told.values() for device in worker.devices)
-
-
-def _annotate(workload: Workload, worker: Worker, overlay: Overlay) -> Annotate | None:
+def _annotate(
+    workload: Workload, worker: Worker, overlay: Overlay, told: Callable[[Amounts], Mapping[str, str]]
+) -> Annotate | None:
+    """Return what is to be written to a worker; `told` is `_texts`, once for workers that hold the same."""
     wanted = overlay.over(worker.current)
     if wanted is worker.current:
         return None
-    before, after = _texts(worker.current), _texts(wanted)
+    before, after = told(worker.current), told(wanted)
     changes: dict[str, str | None] = {key: text for key, text in after.items() if before.get(key) != text}
     if not changes:
         return None
     if keys.AUTOSCALING_ORIGINAL not in worker.annotations:
-        changes[keys.AUTOSCALING_ORIGINAL] = _original(workload.original)
+        changes[keys.AUTOSCALING_ORIGINAL] = _original(told(workload.original))
     return Annotate(worker.ref, changes)
 
 
 def _texts(amounts: Amounts) -> dict[str, str]:
     return {
-        ANNOTATION[field]: format_amount(resource, value)
-        for field in AMOUNT_FIELDS
-        for resource, value in (_figure(amounts, field),)
+        ANNOTATION[field_of(resource, side)]: format_amount(resource, value)
+        for resource in Resource
+        for side, value in zip(Side, (amounts[resource].request, amounts[resource].limit), strict=True)
         if math.isfinite(value)
     }
 
 
-def _figure(amounts: Amounts, field: Field) -> tuple[Resource, float]:
-    resource, side = Resource(field // 2), Side(field % 2)
-    amount: Amount = amounts[resource]
-    return resource, amount.limit if side is Side.LIMIT else amount.request
-
-
-def _original(amounts: Amounts) -> str:
+def _original(texts: Mapping[str, str]) -> str:
     prefix = len(keys.PREFIX)
-    return json.dumps({key[prefix:]: text for key, text in _texts(amounts).items()}, separators=(",", ":"))
+    return json.dumps({key[prefix:]: text for key, text in texts.items()}, separators=(",", ":"))
 
 
 def _scales(workload: Workload, decision: Decision) -> tuple[Scale, ...]:
@@ -187,47 +183,62 @@ def _devices_seen(uid: str, container: str, status: QuotaStatus | None) -> tuple
     )
 
 
-def _standing(status: QuotaStatus) -> dict[Key, Standing]:
+def _standing(status: QuotaStatus, planned: Collection[str]) -> dict[Key, Standing]:
     return {
         Key(worker.pod_uid, worker.container, device.uuid): Standing(worker, device, device.desired)
         for worker in status.workers
         for device in worker.devices
-        if device.desired is not None
+        if device.uuid in planned and device.desired is not None
     }
 
 
-def _aliases(standing: Iterable[Key]) -> dict[Key, Key]:
-    """Return what places may also be called: a pod's only worker on a device needs no container's name."""
-    alone: dict[Key, Key] = {}
-    ambiguous: set[Key] = set()
+def _places(desired: Iterable[WorkerQuota], planned: Collection[str], standing: Iterable[Key]) -> _Places:
+    alone = _alone(standing)
+    return {
+        position: tuple(_key(alone, worker, quota.uuid) if quota.uuid in planned else None for quota in worker.devices)
+        for position, worker in enumerate(desired)
+        for quota in worker.devices
+        if quota.uuid in planned
+    }
+
+
+def _alone(standing: Iterable[Key]) -> dict[tuple[str, str], Key | None]:
+    """Return the only worker of a pod on a device, which needs no container's name; None where there are several."""
+    alone: dict[tuple[str, str], Key | None] = {}
     for key in standing:
-        unnamed = key._replace(container="")
-        if alone.setdefault(unnamed, key) != key:
-            ambiguous.add(unnamed)
-    return {unnamed: key for unnamed, key in alone.items() if unnamed not in ambiguous}
+        place = key.pod_uid, key.uuid
+        alone[place] = None if place in alone else key
+    return alone
 
 
-def _key(aliases: Mapping[Key, Key], worker: WorkerQuota, uuid: str) -> Key:
+def _key(alone: Mapping[tuple[str, str], Key | None], worker: WorkerQuota, uuid: str) -> Key:
     """Return the name under which the node knows this place."""
-    key = Key(worker.pod_uid, worker.container, uuid)
-    known = aliases.get(key._replace(container=""), key)
-    return known if not (key.container and known.container) else key
+    known = alone.get((worker.pod_uid, uuid))
+    if known is not None and not (worker.container and known.container):
+        return known
+    return Key(worker.pod_uid, worker.container, uuid)
 
 
-def _renamed(entries: Iterable[tuple[WorkerQuota, tuple[Key, ...]]], standing: Mapping[Key, Standing]) -> bool:
+def _renamed(wanted: Wanted, standing: Mapping[Key, Standing]) -> bool:
     """Tell whether a worker's service level or workload is not what the node was told."""
     return any(
         told.worker.workload != worker.workload or told.worker.qos not in {None, worker.qos}
-        for worker, names in entries
-        for told in (standing[key] for key in names if key in standing)
+        for worker, told in ((one, standing[key]) for key, (one, _) in wanted.items() if key in standing)
     )
 
 
 def _listed(
-    entries: Iterable[tuple[WorkerQuota, tuple[Key, ...]]], content: Mapping[Key, DeviceQuota]
+    desired: Iterable[WorkerQuota], places: _Places, content: Mapping[Key, DeviceQuota]
 ) -> tuple[WorkerQuota, ...]:
-    listed = ((worker, tuple(content[key] for key in names if key in content)) for worker, names in entries)
-    return tuple(msgspec.structs.replace(worker, devices=quotas) for worker, quotas in listed if quotas)
+    """Return a document's quotas: of what was planned the content, of everything else what is desired."""
+    listed = list(desired)
+    for position, names in places.items():
+        worker = listed[position]
+        pairs = zip(names, worker.devices, strict=True)
+        quotas = tuple([quota if key is None else content[key] for key, quota in pairs if not key or key in content])
+        if quotas != worker.devices:
+            listed[position] = msgspec.structs.replace(worker, devices=quotas)
+    return tuple([worker for worker in listed if worker.devices])
 
 
 def _all_held(desired: Iterable[WorkerQuota], reason: str) -> tuple[Held, ...]:

@@ -11,17 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from autoscaler.apply.desired import Batch, Settled, desired
+from autoscaler.apply.difference import is_in_force
 from autoscaler.apply.fit import Held
-from autoscaler.apply.plan import documents, intents, kept_quotas, quotas_of
+from autoscaler.apply.plan import documents, intents
 from autoscaler.contract.quota import QuotaDocument, WorkerQuota
 from autoscaler.errors import NodeError, RefusedError
-from autoscaler.model.allowed import overlay_of
 from autoscaler.model.decision import Decision
 from autoscaler.model.snapshot import NodeState
 from autoscaler.model.steps import Annotate, ClusterWrite, Scale
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import ObjectRef, Workload
 from autoscaler.ports import Cluster, Enforcement
+
+__all__ = ["Batch", "Outcome", "send"]
 
 CONCURRENT_WRITES: Final = 16
 """Enough to hide the API server's latency, few enough to stay inside its flow control."""
@@ -32,26 +35,11 @@ _ROUNDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One pass's decisions and the world they were made in.
-
-    `workloads` are all that are known: one without a decision keeps what its workers' annotations say. `keep` are
-    those that can't be judged (broken configuration): nodes keep what they were told about them.
-    """
-
-    workloads: tuple[Workload, ...]
-    decisions: Mapping[WorkloadKey, Decision]
-    nodes: Mapping[str, NodeState]
-    epoch: int
-    keep: frozenset[WorkloadKey] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a batch; in a dry run `written` and `documents` are what would have been sent.
 
     `errors` by workload, `node_errors` by node. `nodes` are the nodes as they answered last, with `error` set where
-    the agent was away or refused. `held` is what had to wait.
+    the agent was away or refused. `held` is what had to wait. `settled` is for the next batch.
     """
 
     written: Mapping[WorkloadKey, tuple[ClusterWrite, ...]]
@@ -60,6 +48,7 @@ class Outcome:
     nodes: Mapping[str, NodeState]
     node_errors: Mapping[str, str]
     held: tuple[Held, ...]
+    settled: Mapping[WorkloadKey, Settled]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +71,17 @@ async def send(batch: Batch, cluster: Cluster, enforcement: Enforcement, *, dry_
     Where an intent could not be written, the worker's quota follows what is written now.
     """
     wrote = await _write_all(batch, cluster, dry_run=dry_run)
-    desired, unplaced = _desired(batch, wrote)
-    sent = await _push_all(batch, enforcement, desired, dry_run=dry_run)
+    unwritten = {load.key: _unwritten(load, wrote[load.key]) for load in batch.workloads if load.key in wrote}
+    wanted = desired(batch, unwritten)
+    sent = await _push_all(batch, enforcement, wanted.nodes, dry_run=dry_run)
     return Outcome(
         written={key: one.done for key, one in wrote.items() if one.done},
         errors={key: "; ".join(one.errors) for key, one in wrote.items() if one.errors},
         documents={node: one.documents for node, one in sent.items() if one.documents},
         nodes={**batch.nodes, **{node: one.state for node, one in sent.items()}},
         node_errors={node: one.error for node, one in sent.items() if one.error},
-        held=unplaced + tuple(held for one in sent.values() for held in one.held),
+        held=wanted.unplaced + tuple(held for one in sent.values() for held in one.held),
+        settled=wanted.settled,
     )
 
 
@@ -135,32 +126,6 @@ async def _write(cluster: Cluster, writes: Sequence[ClusterWrite]) -> _Wrote:
     return _Wrote(tuple(done), tuple(errors))
 
 
-def _desired(
-    batch: Batch, wrote: Mapping[WorkloadKey, _Wrote]
-) -> tuple[dict[str, list[WorkerQuota]], tuple[Held, ...]]:
-    """Return the quotas of every node, and workers that have no place on any."""
-    desired: dict[str, list[WorkerQuota]] = {node: list(kept_quotas(s, batch.keep)) for node, s in batch.nodes.items()}
-    unplaced: list[Held] = []
-    for workload in batch.workloads:
-        overlay = overlay_of(batch.decisions.get(workload.key))
-        outcome = wrote.get(workload.key, _Wrote())
-        unwritten = _unwritten(workload, outcome)
-        for worker in workload.workers:
-            state = batch.nodes.get(worker.node)
-            if state is None:
-                reason = f"no agent on node {worker.node}" if worker.node else "not on a node yet"
-                unplaced.append(Held(worker.ref.uid, "", f"DevicesUnknown: {reason}"))
-                continue
-            is_written = not unwritten or worker.ref not in unwritten
-            amounts = overlay.over(worker.current) if is_written else worker.current
-            quota = quotas_of(workload, worker, amounts, state)
-            if isinstance(quota, Held):
-                unplaced.append(quota)
-            else:
-                desired[worker.node].append(quota)
-    return desired, tuple(unplaced)
-
-
 def _unwritten(workload: Workload, outcome: _Wrote) -> frozenset[ObjectRef]:
     """Return the workers whose annotations could not be written."""
     if not outcome.errors:
@@ -170,26 +135,26 @@ def _unwritten(workload: Workload, outcome: _Wrote) -> frozenset[ObjectRef]:
 
 
 async def _push_all(
-    batch: Batch, enforcement: Enforcement, desired: Mapping[str, Sequence[WorkerQuota]], *, dry_run: bool
+    batch: Batch, enforcement: Enforcement, wanted: Mapping[str, Sequence[WorkerQuota]], *, dry_run: bool
 ) -> dict[str, _Sent]:
     slots = asyncio.Semaphore(CONCURRENT_NODES)
     sent: dict[str, _Sent] = {}
 
     async def push(node: str, first: _Sent) -> None:
         async with slots:
-            sent[node] = await _push(enforcement, first, desired[node], batch.epoch)
+            sent[node] = await _push(enforcement, first, wanted[node], batch.epoch)
 
     async with asyncio.TaskGroup() as group:
         for node, state in batch.nodes.items():
-            plan = documents(state, desired[node], batch.epoch)
+            plan = documents(state, wanted[node], batch.epoch)
             sent[node] = _Sent(state, plan.documents, plan.held, state.error)
             if plan.documents and not dry_run:
                 group.create_task(push(node, sent[node]))
     return sent
 
 
-async def _push(enforcement: Enforcement, planned: _Sent, desired: Sequence[WorkerQuota], epoch: int) -> _Sent:
-    """Send a node its documents, one at a time: each is planned on the answer to the one before.
+async def _push(enforcement: Enforcement, planned: _Sent, wanted: Sequence[WorkerQuota], epoch: int) -> _Sent:
+    """Send a node its documents, one at a time: each is planned on the answer to the one before, if that differs.
 
     So growth follows only where every shrink beside it was acknowledged, and waits (held) where not.
     """
@@ -207,8 +172,11 @@ async def _push(enforcement: Enforcement, planned: _Sent, desired: Sequence[Work
             text = f"failed: {_text(error)}"
         else:
             pushed.append(queue[0])
-            plan = documents(state, desired, epoch)
-            queue, held = plan.documents, plan.held
+            if state.quotas is not None and not held and is_in_force(state.quotas, queue[0]):
+                queue = queue[1:]
+            else:
+                plan = documents(state, wanted, epoch)
+                queue, held = plan.documents, plan.held
             continue
         return _Sent(replace(state, error=text), tuple(pushed), held, text)
     return _Sent(state, tuple(pushed), held)

@@ -1,0 +1,62 @@
+"""Which devices of a node have to be planned again: those on which anything differs; pure.
+
+Devices are independent of each other, so a move on one costs a look at its neighbours on that device only. This runs
+over every worker of a fleet in every pass. Neighbours: `fit` settles what such a device has room for, `plan` asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from autoscaler.apply.fit import over_devices
+from autoscaler.contract.keys import Effect
+from autoscaler.contract.quota import DeviceInfo, QuotaDocument, QuotaStatus, WorkerQuota, WorkerStatus
+
+
+def devices_to_plan(
+    status: QuotaStatus, desired: Sequence[WorkerQuota], devices: Mapping[str, DeviceInfo]
+) -> frozenset[str]:
+    """Return the UUIDs of the devices on which a node was not told just what is desired; none: there is nothing to do.
+
+    What a node took, it has room for. Only where it is to be sent a document, that has to hold still for every quota
+    in it: one quota over its device would have the whole document refused.
+    """
+    differing = _differing(status, desired)
+    if not differing:
+        return frozenset()
+    return frozenset(differing | over_devices([quota for worker in desired for quota in worker.devices], devices))
+
+
+def _differing(status: QuotaStatus, desired: Sequence[WorkerQuota]) -> set[str]:
+    told = {(worker.pod_uid, worker.container): worker for worker in status.workers}
+    differing: set[str] = set()
+    for quota in desired:
+        worker = told.pop((quota.pod_uid, quota.container), None)
+        if worker is None or not _is_told(worker, quota):
+            differing.update([one.uuid for one in quota.devices])
+            differing.update(_named(worker) if worker is not None else ())
+    for worker in told.values():
+        differing.update(_named(worker))
+    return differing
+
+
+def _is_told(worker: WorkerStatus, quota: WorkerQuota) -> bool:
+    if worker.workload != quota.workload or (worker.qos is not quota.qos and worker.qos is not None):
+        return False
+    return tuple([device.desired for device in worker.devices]) == quota.devices
+
+
+def _named(worker: WorkerStatus) -> Iterable[str]:
+    """Return the devices on which a document named the worker."""
+    return [device.uuid for device in worker.devices if device.desired is not None]
+
+
+def is_in_force(answer: QuotaStatus, document: QuotaDocument) -> bool:
+    """Tell whether a node took a document and waits for nothing: a plan that goes on from there holds still."""
+    if (answer.epoch, answer.generation) != (document.epoch, document.generation):
+        return False
+    return all(
+        device.applied or device.desired is None or device.effect is Effect.UNSUPPORTED
+        for worker in answer.workers
+        for device in worker.devices
+    )
