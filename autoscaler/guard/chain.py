@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -61,20 +62,26 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Rows, limits: Limits) -> Allowed
     case = Case(fleet, wanted, memory, limits, on & due, applied, verdict, ~(on & due))
     for guard_it in GUARDS:
         case = guard_it(case)
-    everything = np.ones_like(on)
-    target = Case(fleet, wanted, memory, limits, everything, figure, verdict, ~everything)
-    for shape_it in SHAPING:
-        target = shape_it(target)
+    held = np.where(on, figure, fleet.current)
+    target = np.where(on, _shaped(replace(case, figure=held)), _shaped(replace(case, figure=figure)))
     return _remembered(case, target, due)
 
 
-def _remembered(case: Case, target: Case, due: Bools) -> Allowed:
+def _shaped(case: Case) -> Floats:
+    """Return figures inside bounds, order and device, apart from what the moment allows."""
+    case = replace(case, frozen=np.zeros_like(case.frozen))
+    for shape_it in SHAPING:
+        case = shape_it(case)
+    return case.figure
+
+
+def _remembered(case: Case, target: Floats, due: Bools) -> Allowed:
     """Keep the verdict and target of what is due, recall those of what is not."""
     memory, current = case.memory, case.fleet.current
     evaluated = due | np.isnan(memory["target"])
-    small = np.abs(target.figure - memory["target"]) <= DRIFT_RATIO * memory["target"]
-    drifts = small & (case.figure == current) & (target.figure != current)
-    memory["target"][:] = np.where(evaluated & ~drifts, target.figure, memory["target"])
+    small = np.abs(target - memory["target"]) <= DRIFT_RATIO * memory["target"]
+    drifts = small & (case.figure == current) & (target != current)
+    memory["target"][:] = np.where(evaluated & ~drifts, target, memory["target"])
     memory["verdict"][:] = np.where(evaluated, case.verdict, memory["verdict"])
     memory["cause"][:] = np.where(evaluated, case.wanted.cause, memory["cause"])
     memory["evaluated_at"][due] = case.fleet.now

@@ -66,7 +66,7 @@ class KubeClient:
 
         """
         settings = client.Configuration()
-        if kubeconfig is not None and not kubeconfig.is_file():
+        if kubeconfig is not None and not kubeconfig.is_file():  # noqa: ASYNC240  one look, before anything runs
             raise ClusterError(f"no way to an API server: {kubeconfig} is not a file")
         try:
             if kubeconfig is None:

@@ -74,7 +74,7 @@ def watch(memory: Rows, usage: Usage, fleet: Fleet) -> None:
         # A worker that did not have the limit in force yet says nothing about it: a slow node must not raise it twice.
         under = ceiling < SATURATED_RATIO * limit
         saturated = bins.clipped[:, column] & (near | whole) & ~under
-        silent = np.isnan(compute) | under
+        silent = np.isnan(compute) | under | ~whole  # a bin that straddles the change tells nothing either way
         streak = memory["saturated"]
         streak[:] = np.where(saturated, streak + 1, np.where(silent, streak, 0.0))
         memory["saturated_at"][saturated] = end

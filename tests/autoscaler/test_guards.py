@@ -257,6 +257,13 @@ def test_a_request_pulls_its_limit_up_where_that_may_move_and_yields_where_not()
     assert outcome(capped, Field.COMPUTE_LIMIT) == (20, Verdict.RECOMMEND_ONLY)
 
 
+def test_what_is_shown_for_a_layer_that_is_on_does_not_follow_one_that_only_recommends():
+    fleet = fleet_of(workload(config=replace(ALL_ON, requests=RequestsPolicy(Mode.RECOMMEND))))
+    allowed = Run()(fleet, wants(fleet, compute_request=68, compute_limit=26))
+    assert allowed.target[0, Field.COMPUTE_LIMIT] == 26
+    assert allowed.target[0, Field.COMPUTE_REQUEST] == 68
+
+
 def test_growth_shares_what_is_free_on_the_device_higher_levels_first():
     from autoscaler.contract.keys import QoS
 
