@@ -19,7 +19,7 @@ import aiohttp
 
 from autoscaler.errors import HistoryError
 from autoscaler.model.usage import Usage, Window
-from autoscaler.read.answer import reason_in, samples_in
+from autoscaler.read.answer import KnownLabels, reason_in, samples_in
 from autoscaler.read.bins import Binned, gap_seconds, stacked
 from autoscaler.read.readings import (
     DEVICE_MEMORY_SECONDS,
@@ -79,6 +79,7 @@ class PrometheusHistory:
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
         self._turns = asyncio.Semaphore(settings.concurrent_queries)
+        self._known = KnownLabels()
 
     async def read(self, window: Window) -> Usage:
         """Return the fleet's use in a window.
@@ -105,6 +106,7 @@ class PrometheusHistory:
         binned = await self._read_metrics(READINGS, window)
         if lacks_peak(binned):
             binned |= await self._read_metrics((FALLBACK,), window)
+        self._known.forget()
         return await asyncio.to_thread(usage_of, window, binned)
 
     async def _read_metrics(self, readings: Iterable[Reading], window: Window) -> dict[Reading, Binned]:
@@ -124,9 +126,9 @@ class PrometheusHistory:
             except HistoryError as error:
                 raise HistoryError(f"{query}: {error}") from error
 
-    def _binned(self, reading: Reading, body: bytes, window: Window) -> Binned:
+    def _binned(self, reading: Reading, body: bytearray, window: Window) -> Binned:
         gap = gap_seconds(self._settings.scrape_interval_seconds)
-        return stacked([reduced(reading, samples, window, gap) for samples in samples_in(body)])
+        return stacked([reduced(reading, samples, window, gap) for samples in samples_in(body, self._known)])
 
     def _query(self, reading: Reading, window: Window) -> Query:
         selector = reading.name + (f"{{{self._settings.matcher}}}" if self._settings.matcher else "")
@@ -147,7 +149,7 @@ class PrometheusHistory:
     def _is_long(self, window: Window) -> bool:
         return window.end - window.start > self._settings.raw_seconds
 
-    async def _answer(self, query: Query) -> bytes:
+    async def _answer(self, query: Query) -> bytearray:
         url = f"{self._settings.url.rstrip('/')}/api/v1/{query.path}"
         try:
             if self._session is None:
@@ -156,7 +158,9 @@ class PrometheusHistory:
             async with self._session.post(
                 url, data=query.form, headers=self._authorization(), allow_redirects=False
             ) as response:
-                body = await response.read()
+                body = bytearray()  # grows in place; the client's own read() would hold a large answer twice
+                async for chunk in response.content.iter_any():
+                    body += chunk
         except TimeoutError as error:
             raise HistoryError(f"{query}: no answer within {self._settings.timeout_seconds:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from sys import intern
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,8 @@ _LABELS = tuple((f"exported_{name}", name) for name in Identity._fields)
 
 def identity_of(labels: Mapping[str, str]) -> Identity:
     """Return the identity in a series' labels; `exported_*` is the agent's label where the scrape's took its name."""
-    return Identity._make([labels.get(exported) or labels.get(name, "") for exported, name in _LABELS])
+    # Interned, as most of a fleet's labels are the same few texts.
+    return Identity._make([intern(labels.get(exported) or labels.get(name, "")) for exported, name in _LABELS])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
