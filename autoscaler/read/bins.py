@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Binned:
 def stacked(parts: Sequence[Binned]) -> Binned:
     """Return parts of one metric, each with series of its own, as one."""
     return Binned(
-        identities=tuple(identity for part in parts for identity in part.identities),
+        identities=tuple(chain.from_iterable(part.identities for part in parts)),
         values=np.concatenate([part.values for part in parts]),
         reported=np.concatenate([part.reported for part in parts]),
         first_seen=np.concatenate([part.first_seen for part in parts]),
@@ -67,7 +68,8 @@ def shares(samples: Samples, window: Window, gap: float) -> Binned:
     followed = same & (seconds > 0) & (seconds <= gap)
     increase = _between_edges(samples, window, np.where(followed, rise, 0.0))
     covered = _between_edges(samples, window, np.where(followed, seconds, 0.0))
-    lost = _between_edges(samples, window, np.where(same & (seconds > gap), seconds, 0.0))
+    gaps = same & (seconds > gap)
+    lost = _between_edges(samples, window, np.where(gaps, seconds, 0.0)) if gaps.any() else np.zeros_like(covered)
     reported = covered >= KNOWN_COVERAGE * window.step
     known = reported & (lost <= TOUCH_SECONDS) & (increase <= HIGHEST_SHARE * covered + TICK_SECONDS)
     values = np.full(covered.shape, np.nan, dtype=np.float32)

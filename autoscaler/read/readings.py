@@ -81,10 +81,13 @@ def reduced(reading: Reading, samples: Samples, window: Window, gap: float) -> B
 
 def lacks_peak(binned: Mapping[Reading, Binned]) -> bool:
     """Return whether a worker reports compute or a ceiling but no VRAM peak, so that the fallback must be read."""
-    peaks = set(binned[VRAM_PEAK].identities)
-    others = (binned[reading] for reading in (COMPUTE, TFLOPS_CEILING, VRAM_CEILING))
+    told = binned[VRAM_PEAK].identities
+    # Most often all metrics name the same workers, and comparing costs nothing then.
+    others = [binned[reading] for reading in (COMPUTE, TFLOPS_CEILING, VRAM_CEILING)]
+    peaks = set(told) if any(other.identities != told for other in others) else set()
     return any(
         other.identities[series] not in peaks
         for other in others
+        if other.identities != told
         for series in np.flatnonzero(other.reported.any(axis=1))
     )

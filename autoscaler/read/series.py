@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from autoscaler.read.readings import Reading
 from autoscaler.read.samples import Identity
 
 Metrics = Mapping[Reading, Binned]
+BINS_AT_ONCE = 64
 _ALIVE = (readings.COMPUTE, readings.VRAM_PEAK, readings.VRAM_USED)
 
 
@@ -47,6 +49,10 @@ class Workers:
     ceiling: Floats32
     device: Floats32
     throttled_share: Floats32
+
+    def within(self, bins: slice) -> Workers:
+        """Return some of the bins."""
+        return Workers(self.use[:, bins], self.ceiling[:, bins], self.device, self.throttled_share[:, bins])
 
 
 def usage_of(window: Window, binned: Metrics) -> Usage:
@@ -103,22 +109,33 @@ def parts_of(window: Window, longest_seconds: float) -> tuple[Window, ...]:
 
 
 def _fleet(binned: Metrics) -> Fleet:
-    workers = {
-        reading: [_worker(identity) for identity in metric.identities]
+    series = {
+        reading: metric.identities
         for reading, metric in binned.items()
         if reading.reduction is not readings.Reduction.DEVICE
     }
+    alike = _alike(series)
+    workers = {first: [_worker(identity) for identity in series[first]] for first in set(alike.values())}
     rows = sorted(worker for worker in set().union(*workers.values()) if worker.workload)
     row_of = {worker: row for row, worker in enumerate(rows)}
-    row_starts, pod_starts = _starts([row[:2] for row in rows]), _starts([row[:3] for row in rows])
+    placements = {first: _placement(found, row_of) for first, found in workers.items()}
+    row_starts, pod_starts = _starts(rows, 2), _starts(rows, 3)
     return Fleet(
         rows=tuple(rows),
-        placement={reading: _placement(found, row_of) for reading, found in workers.items()},
+        placement={reading: placements[first] for reading, first in alike.items()},
         keys=tuple(WorkloadKey(*rows[start][:2]) for start in row_starts),
         row_starts=row_starts,
         pod_starts=pod_starts,
         workload_starts=np.searchsorted(pod_starts, row_starts),
     )
+
+
+def _alike(series: Mapping[Reading, tuple[Identity, ...]]) -> dict[Reading, Reading]:
+    """Return for each metric the first one of the same series: most metrics of an agent name the same workers."""
+    alike: dict[Reading, Reading] = {}
+    for reading, identities in series.items():
+        alike[reading] = next((first for first in alike.values() if series[first] == identities), reading)
+    return alike
 
 
 def _worker(identity: Identity) -> Identity:
@@ -130,8 +147,10 @@ def _placement(workers: Sequence[Identity], row_of: Mapping[Identity, int]) -> t
     return rows[rows >= 0], rows >= 0
 
 
-def _starts(names: Sequence[tuple[str, ...]]) -> Ints:
-    return np.array([i for i, name in enumerate(names) if i == 0 or name != names[i - 1]], dtype=np.int64)
+def _starts(rows: Sequence[Identity], labels: int) -> Ints:
+    """Return the rows at which one of the first labels changes."""
+    changes = [before[:labels] != row[:labels] for before, row in pairwise(rows)]
+    return np.flatnonzero([True, *changes] if rows else [])
 
 
 def _compute(fleet: Fleet, window: Window, binned: Metrics) -> Workers:
@@ -150,19 +169,26 @@ def _vram(fleet: Fleet, window: Window, binned: Metrics) -> Workers:
         use=np.where(np.isnan(peak), _grid(fleet, window, binned, readings.VRAM_USED), peak),
         ceiling=_grid(fleet, window, binned, readings.VRAM_CEILING),
         device=_device(fleet, binned.get(readings.VRAM_CAPACITY)),
-        throttled_share=np.full((1, 1), np.nan, dtype=np.float32),
+        throttled_share=np.full((1, window.bins), np.nan, dtype=np.float32),
     )
 
 
 def _summed(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32, Floats32, Floats32, Bools]:
-    """Return peak, total, ceiling and clipped of each workload, (W, T) each."""
+    """Return peak, total, ceiling and clipped of each workload, (W, T) each; some bins at a time, to stay in cache."""
+    blocks = [slice(first, first + BINS_AT_ONCE) for first in range(0, max(1, due.shape[1]), BINS_AT_ONCE)]
+    parts = [_summed_block(workers.within(bins), due[:, bins], starts) for bins in blocks]
+    peak, total, ceiling, clipped = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    return peak, total, ceiling, clipped.astype(np.bool_, copy=False)
+
+
+def _summed_block(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32, Floats32, Floats32, Bools]:
     use = workers.use
     known = ~np.isnan(use)
     peak = np.fmax.reduceat(use, starts, axis=0)
     summable = np.logical_or.reduceat(known, starts, axis=0) & ~np.logical_or.reduceat(due & ~known, starts, axis=0)
     total = np.where(summable, np.add.reduceat(np.where(known, use, 0), starts, axis=0), np.nan)
-    sizes = np.diff(starts, append=len(use))
-    is_largest = (use == np.repeat(peak, sizes, axis=0)) | np.isnan(np.repeat(peak, sizes, axis=0))
+    highest = np.repeat(peak, np.diff(starts, append=len(use)), axis=0)
+    is_largest = (use == highest) | np.isnan(highest)
     ceiling = np.fmax.reduceat(np.where(is_largest, workers.ceiling, np.nan), starts, axis=0)
     clipped = censored(*(a.astype(np.float64) for a in (use, workers.ceiling, workers.device, workers.throttled_share)))
     return peak, total.astype(np.float32), ceiling.astype(np.float32), np.logical_or.reduceat(clipped, starts, axis=0)
