@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import structlog
 
-from autoscaler.apply.desired import Settled
+from autoscaler.apply.desired import Kept
 from autoscaler.apply.send import Batch, Outcome, send
 from autoscaler.errors import ClusterError, HistoryError, StateError
 from autoscaler.guard import Limits, guard, note
@@ -64,7 +64,7 @@ class Controller:
         self._met: set[str] = set()
         self._discovered: Discovered | None = None
         self._before: Passed | None = None
-        self._settled: Mapping[WorkloadKey, Settled] = {}
+        self._kept = Kept()
         self._stored_at = world.clock.now()
         self._catchup = Catchup(
             world.history, Reach(settings.bin_seconds, settings.settled_seconds, settings.history_seconds)
@@ -178,11 +178,11 @@ class Controller:
             allowed.fleet.keys[row]: allowed.decision(int(row)) for row in rows
         }
         broken = frozenset(broken.key for broken in snapshot.discovered.broken)
-        return Batch(workloads, decisions, snapshot.nodes, self.epoch, broken, self._settled)
+        return Batch(workloads, decisions, snapshot.nodes, self.epoch, broken, self._kept)
 
     def _is_uneven(self, workload: Workload) -> bool:
         """Tell whether its workers hold different figures; one that settled as it is needed no decision."""
-        settled = self._settled.get(workload.key)
+        settled = self._kept.settled.get(workload.key)
         if settled is not None and settled.workload is workload:
             return False
         return any(worker.current != workload.current for worker in workload.workers)
@@ -202,7 +202,7 @@ class Controller:
 
     def _note(self, allowed: Allowed, batch: Batch, outcome: Outcome) -> None:
         """Remember the moves that were written; in a dry run none was."""
-        self._settled = outcome.settled
+        self._kept = outcome.kept
         if self.dry_run:
             return
         figure = allowed.figure.copy()

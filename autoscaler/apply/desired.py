@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from autoscaler.apply.difference import Told
 from autoscaler.apply.fit import Held
 from autoscaler.apply.plan import kept_quotas, quotas_of
 from autoscaler.contract.quota import WorkerQuota
@@ -29,12 +30,20 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What one pass leaves to the next, so that it looks only at what moved: by workload, and by node."""
+
+    settled: Mapping[WorkloadKey, Settled] = field(default_factory=dict)
+    told: Mapping[str, Told] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One pass's decisions and the world they were made in.
 
     `workloads` are all that are known: one without a decision keeps what its workers' annotations say. `keep` are
-    those that can't be judged (broken configuration): nodes keep what they were told about them. `settled` is what the
-    pass before left of its own.
+    those that can't be judged (broken configuration): nodes keep what they were told about them. `kept` is what the
+    pass before left; without it all is looked at.
     """
 
     workloads: tuple[Workload, ...]
@@ -42,7 +51,7 @@ class Batch:
     nodes: Mapping[str, NodeState]
     epoch: int
     keep: frozenset[WorkloadKey] = frozenset()
-    settled: Mapping[WorkloadKey, Settled] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,7 @@ def desired(batch: Batch, unwritten: Mapping[WorkloadKey, frozenset[ObjectRef]])
     unplaced: list[Held] = []
     settled: dict[WorkloadKey, Settled] = {}
     for workload in batch.workloads:
-        made, decided = batch.settled.get(workload.key), workload.key in batch.decisions
+        made, decided = batch.kept.settled.get(workload.key), workload.key in batch.decisions
         if decided or made is None or made.workload is not workload:
             made = _made(workload, batch, unwritten.get(workload.key, frozenset()))
         if made.follows and not decided:

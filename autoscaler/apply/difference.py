@@ -7,24 +7,50 @@ over every worker of a fleet in every pass. Neighbours: `fit` settles what such 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from autoscaler.apply.fit import over_devices
+from autoscaler.apply.fit import over_devices, room_of
 from autoscaler.contract.keys import Effect
-from autoscaler.contract.quota import DeviceInfo, QuotaDocument, QuotaStatus, WorkerQuota, WorkerStatus
+from autoscaler.contract.quota import QuotaDocument, QuotaStatus, WorkerQuota, WorkerStatus
+from autoscaler.model.snapshot import NodeState
 
 
-def devices_to_plan(
-    status: QuotaStatus, desired: Sequence[WorkerQuota], devices: Mapping[str, DeviceInfo]
-) -> frozenset[str]:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a node was found to have been told exactly, under which number, and the room that its devices had then."""
+
+    epoch: int
+    generation: int
+    quotas: tuple[WorkerQuota, ...]
+    room: Mapping[str, tuple[float, ...]]
+
+
+def devices_to_plan(state: NodeState, desired: Sequence[WorkerQuota], told: Told | None = None) -> frozenset[str]:
     """Return the UUIDs of the devices on which a node was not told just what is desired; none: there is nothing to do.
+
+    A node whose document has the number that it had when it was `told` has that document still.
 
     What a node took, it has room for. Only where it is to be sent a document, that has to hold still for every quota
     in it: one quota over its device would have the whole document refused.
     """
-    differing = _differing(status, desired)
+    status = state.quotas
+    if status is None:
+        return frozenset()
+    if told is not None and (told.epoch, told.generation) == (status.epoch, status.generation):
+        differing = _moved(told.quotas, desired) if len(told.quotas) == len(desired) else _differing(status, desired)
+    else:
+        told, differing = None, _differing(status, desired)
     if not differing:
         return frozenset()
-    return frozenset(differing | over_devices([quota for worker in desired for quota in worker.devices], devices))
+    room = room_of(state.devices)
+    if told is None or told.room != room:
+        differing |= over_devices([quota for worker in desired for quota in worker.devices], room)
+    return frozenset(differing)
+
+
+def _moved(before: Iterable[WorkerQuota], desired: Iterable[WorkerQuota]) -> set[str]:
+    pairs = [(old, new) for old, new in zip(before, desired, strict=True) if old is not new]
+    return {quota.uuid for pair in pairs if pair[0] != pair[1] for worker in pair for quota in worker.devices}
 
 
 def _differing(status: QuotaStatus, desired: Sequence[WorkerQuota]) -> set[str]:

@@ -126,12 +126,16 @@ def smaller(current: Mapping[Key, DeviceQuota], target: Mapping[Key, DeviceQuota
     return {key: _minimum(current[key], quota) for key, quota in target.items() if key in current}
 
 
-def over_devices(quotas: Iterable[DeviceQuota], devices: Mapping[str, DeviceInfo]) -> set[str]:
-    """Return the UUIDs of quotas with a ceiling over their device, or with a device that is not among `devices`."""
-    room = {
-        uuid: tuple(math.inf if size is None else size for size in (one.capacity(device) for one in _FIGURES))
-        for uuid, device in devices.items()
+def room_of(devices: Iterable[DeviceInfo]) -> dict[str, tuple[float, ...]]:
+    """Return how high a ceiling may be on each device, by UUID: one figure a resource, infinite where not known."""
+    return {
+        device.uuid: tuple(math.inf if size is None else size for size in (one.capacity(device) for one in _FIGURES))
+        for device in devices
     }
+
+
+def over_devices(quotas: Iterable[DeviceQuota], room: Mapping[str, tuple[float, ...]]) -> set[str]:
+    """Return the UUIDs of quotas with a ceiling over their device, or with a device that has no room at all."""
     return {quota.uuid for quota in quotas if any(map(gt, _LIMITS(quota), room.get(quota.uuid, _NO_ROOM)))}
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from autoscaler.apply.difference import devices_to_plan
+from autoscaler.apply.difference import Told, devices_to_plan
 from autoscaler.apply.fit import Held, Key, Standing, Wanted, fit, shrinks_and_grows, smaller
 from autoscaler.contract import keys
 from autoscaler.contract.keys import QoS
@@ -89,7 +89,7 @@ def kept_quotas(state: NodeState, workloads: Collection[WorkloadKey]) -> tuple[W
     return tuple(kept)
 
 
-def documents(state: NodeState, desired: Sequence[WorkerQuota], epoch: int) -> Documents:
+def documents(state: NodeState, desired: Sequence[WorkerQuota], epoch: int, told: Told | None = None) -> Documents:
     """Return what brings a node from what it was told to what is desired: nothing, one document, or two.
 
     Two where on one device one worker shrinks and another grows: first the smaller of old and new everywhere, then the
@@ -103,8 +103,7 @@ def documents(state: NodeState, desired: Sequence[WorkerQuota], epoch: int) -> D
     status = state.quotas
     if status is None or not state.reachable:
         return Documents(held=_all_held(desired, f"AgentUnreachable: {state.error or 'its quotas are not known'}"))
-    devices = {device.uuid: device for device in state.devices}
-    planned = devices_to_plan(status, desired, devices)
+    planned = devices_to_plan(state, desired, told)
     if not planned:
         return Documents()
     standing = _standing(status, planned)
@@ -115,7 +114,7 @@ def documents(state: NodeState, desired: Sequence[WorkerQuota], epoch: int) -> D
         for key, quota in zip(names, desired[position].devices, strict=True)
         if key is not None
     }
-    target, held = fit(wanted, standing, devices)
+    target, held = fit(wanted, standing, {device.uuid: device for device in state.devices})
     current = {key: one.desired for key, one in standing.items()}
     if target == current and not _renamed(wanted, standing):
         return Documents(held=held)

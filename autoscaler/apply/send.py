@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from autoscaler.apply.desired import Batch, Settled, desired
-from autoscaler.apply.difference import is_in_force
-from autoscaler.apply.fit import Held
+from autoscaler.apply.desired import Batch, Kept, desired
+from autoscaler.apply.difference import Told, is_in_force
+from autoscaler.apply.fit import Held, room_of
 from autoscaler.apply.plan import documents, intents
 from autoscaler.contract.quota import QuotaDocument, WorkerQuota
 from autoscaler.errors import NodeError, RefusedError
@@ -39,7 +39,7 @@ class Outcome:
     """What became of a batch; in a dry run `written` and `documents` are what would have been sent.
 
     `errors` by workload, `node_errors` by node. `nodes` are the nodes as they answered last, with `error` set where
-    the agent was away or refused. `held` is what had to wait. `settled` is for the next batch.
+    the agent was away or refused. `held` is what had to wait. `kept` is for the next batch.
     """
 
     written: Mapping[WorkloadKey, tuple[ClusterWrite, ...]]
@@ -48,7 +48,7 @@ class Outcome:
     nodes: Mapping[str, NodeState]
     node_errors: Mapping[str, str]
     held: tuple[Held, ...]
-    settled: Mapping[WorkloadKey, Settled]
+    kept: Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class _Sent:
     documents: tuple[QuotaDocument, ...] = ()
     held: tuple[Held, ...] = ()
     error: str = ""
+    has_all: bool = False
 
 
 async def send(batch: Batch, cluster: Cluster, enforcement: Enforcement, *, dry_run: bool = False) -> Outcome:
@@ -81,7 +82,9 @@ async def send(batch: Batch, cluster: Cluster, enforcement: Enforcement, *, dry_
         nodes={**batch.nodes, **{node: one.state for node, one in sent.items()}},
         node_errors={node: one.error for node, one in sent.items() if one.error},
         held=wanted.unplaced + tuple(held for one in sent.values() for held in one.held),
-        settled=wanted.settled,
+        kept=Kept(
+            wanted.settled, {node: told for node, one in sent.items() if (told := _told(one, wanted.nodes[node]))}
+        ),
     )
 
 
@@ -146,8 +149,8 @@ async def _push_all(
 
     async with asyncio.TaskGroup() as group:
         for node, state in batch.nodes.items():
-            plan = documents(state, wanted[node], batch.epoch)
-            sent[node] = _Sent(state, plan.documents, plan.held, state.error)
+            plan = documents(state, wanted[node], batch.epoch, batch.kept.told.get(node))
+            sent[node] = _Sent(state, plan.documents, plan.held, state.error, has_all=not (plan.documents or plan.held))
             if plan.documents and not dry_run:
                 group.create_task(push(node, sent[node]))
     return sent
@@ -179,7 +182,15 @@ async def _push(enforcement: Enforcement, planned: _Sent, wanted: Sequence[Worke
                 queue, held = plan.documents, plan.held
             continue
         return _Sent(replace(state, error=text), tuple(pushed), held, text)
-    return _Sent(state, tuple(pushed), held)
+    return _Sent(state, tuple(pushed), held, has_all=not (queue or held))
+
+
+def _told(sent: _Sent, wanted: Sequence[WorkerQuota]) -> Told | None:
+    """Return what is known of a node that has everything, None of one that has not."""
+    status = sent.state.quotas
+    if not sent.has_all or status is None:
+        return None
+    return Told(status.epoch, status.generation, tuple(wanted), room_of(sent.state.devices))
 
 
 def _text(error: Exception) -> str:

@@ -49,7 +49,7 @@ class QuotaDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quotas: tuple[WorkerQuota, ...]
 
 
-class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
+class Observed(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What the node sees: the limits in force and live use; None where nothing can tell."""
 
     tflops_limit: float | None = None
@@ -58,7 +58,7 @@ class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
     vram_used_bytes: int | None = None
 
 
-class DeviceStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+class DeviceStatus(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One worker on one device: what is wanted, whether it is in force, and what was seen.
 
     `desired` is absent for a worker that no document has named yet. `reason` is empty when applied.
@@ -72,7 +72,7 @@ class DeviceStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-class WorkerStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+class WorkerStatus(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One worker as the node knows it; `qos` is None from an agent that does not tell it."""
 
     pod_uid: str
