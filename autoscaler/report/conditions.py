@@ -11,7 +11,7 @@ from autoscaler.errors import Problem
 from autoscaler.model.config import Mode
 from autoscaler.model.decision import Decision, Field, FieldDecision
 from autoscaler.model.reasons import Cause, Verdict
-from autoscaler.report.message import is_blocked, sentence
+from autoscaler.report.message import is_blocked
 from autoscaler.report.reported import Acknowledgement, MetricsReason, Reported, SyncReason, timestamp
 
 MAX_MESSAGE_CHARACTERS: Final = 4096
@@ -153,7 +153,7 @@ def _applied(reported: Reported, nodes: Acknowledgement, fields: tuple[Field, ..
     if decision is None:
         reason = Verdict.CONFIG_INVALID if reported.workload.problems else Reason.NO_DATA
         return False, reason, "there is no decision"
-    text = "; ".join(sentence(decision[field]) for field in fields)
+    text = "; ".join(reported.sentences[field] for field in fields)
     on = [decision[field] for field in fields if decision[field].mode is Mode.ON]
     if not on:
         return False, Verdict.RECOMMEND_ONLY, text

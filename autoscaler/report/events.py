@@ -14,7 +14,7 @@ from autoscaler.model.reasons import Cause, Verdict
 from autoscaler.model.steps import Emit
 from autoscaler.model.workload import BrokenWorkload, Workload
 from autoscaler.report.conditions import LAYERS
-from autoscaler.report.message import is_blocked, sentence
+from autoscaler.report.message import is_blocked
 from autoscaler.report.reported import Reported
 
 
@@ -55,7 +55,7 @@ def events_of(reported: Reported) -> tuple[Emit, ...]:
     decision = reported.decision
     if decision is None:
         return ()
-    told = [] if reported.error else [*_scaled(decision)]
+    told = [] if reported.error else [*_scaled(reported, decision)]
     told += [*_blocked(reported, decision), *_out_of_memory(reported, decision)]
     workload = reported.workload
     refs = (workload.ref, *workload.owners) if workload.exists else workload.owners
@@ -71,7 +71,7 @@ def invalid_events(workload: Workload | BrokenWorkload, problems_before: Sequenc
     return tuple(Emit(ref, EventReason.SCALING_BLOCKED, text, warning=True) for ref in refs)
 
 
-def _scaled(decision: Decision) -> Iterator[Told]:
+def _scaled(reported: Reported, decision: Decision) -> Iterator[Told]:
     moved = [one for one in decision.fields if is_applied(one) and one.changed]
     groups = (
         (EventReason.RESOURCE_SCALED_UP, True, False),
@@ -82,7 +82,7 @@ def _scaled(decision: Decision) -> Iterator[Told]:
     for reason, grows, is_replicas in groups:
         group = [one for one in moved if _grows(one) is grows and (one.field is Field.REPLICAS) is is_replicas]
         if group:
-            yield reason, _joined(group)
+            yield reason, _joined(reported, group)
 
 
 def _grows(decision: FieldDecision) -> bool:
@@ -98,7 +98,7 @@ def _blocked(reported: Reported, decision: Decision) -> Iterator[Told]:
         if _wants_more(decision[field]) and decision[field].verdict != known.get(type_)
     ]
     if blocked:
-        yield EventReason.SCALING_BLOCKED, _joined(blocked)
+        yield EventReason.SCALING_BLOCKED, _joined(reported, blocked)
 
 
 def _wants_more(decision: FieldDecision) -> bool:
@@ -110,7 +110,7 @@ def _out_of_memory(reported: Reported, decision: Decision) -> Iterator[Told]:
     before = (reported.workload.status.get("autoscaling") or {}).get("vram") or {}
     hit = [one for one in decision.fields if one.cause is Cause.OOM_SEEN]
     if hit and before.get("reason") != Cause.OOM_SEEN:
-        yield EventReason.OOM_DETECTED, _joined(hit)
+        yield EventReason.OOM_DETECTED, _joined(reported, hit)
 
 
 def _reasons_before(reported: Reported) -> dict[str, str]:
@@ -118,5 +118,5 @@ def _reasons_before(reported: Reported) -> dict[str, str]:
     return {one.get("type", ""): one.get("reason", "") for one in conditions}
 
 
-def _joined(decisions: Iterable[FieldDecision]) -> str:
-    return "; ".join(map(sentence, decisions))
+def _joined(reported: Reported, decisions: Iterable[FieldDecision]) -> str:
+    return "; ".join(reported.sentences[one.field] for one in decisions)

@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from autoscaler.model.config import Mode
-from autoscaler.model.decision import Decision, FieldDecision
+from autoscaler.model.decision import Decision, Field, FieldDecision
 from autoscaler.model.quantity import format_amount, format_duration, round_amount
 from autoscaler.model.reasons import Cause, Verdict
 from autoscaler.model.resources import SPECS, Resource
@@ -67,9 +67,14 @@ def sentence(decision: FieldDecision) -> str:
     return text
 
 
-def explanation(decision: Decision) -> str:
+def sentences_of(decision: Decision) -> dict[Field, str]:
+    """Return one sentence per figure."""
+    return {one.field: sentence(one) for one in decision.fields}
+
+
+def explanation(decision: Decision, sentences: Mapping[Field, str]) -> str:
     """Return the sentences of the figures that move or are held back, else that nothing has to."""
-    told = [sentence(one) for one in decision.fields if moves(one) or is_blocked(one)]
+    told = [sentences[one.field] for one in decision.fields if moves(one) or is_blocked(one)]
     return "; ".join(told) if told else "every figure is where it should be"
 
 

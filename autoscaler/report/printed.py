@@ -7,7 +7,7 @@ from typing import Any
 
 from autoscaler.model.decision import AMOUNT_FIELDS, Decision, Field
 from autoscaler.model.resources import SPECS
-from autoscaler.report.message import explanation
+from autoscaler.report.message import explanation, sentences_of
 from autoscaler.report.writer import Passed
 
 
@@ -22,7 +22,7 @@ def pass_as_data(passed: Passed) -> dict[str, Any]:
                 "namespace": decision.key.namespace,
                 "name": decision.key.name,
                 "figures": {_name(field): _figure(decision, field) for field in Field},
-                "message": explanation(decision),
+                "message": explanation(decision, sentences_of(decision)),
                 "error": passed.errors.get(decision.key, ""),
             }
             for decision in decisions

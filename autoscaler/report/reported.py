@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Final
 
 from autoscaler.contract.keys import EFFECTIVE_NOW, Effect
 from autoscaler.contract.quota import DeviceQuota, DeviceStatus, WorkerStatus
-from autoscaler.model.allowed import allowed_amounts
-from autoscaler.model.decision import Decision
+from autoscaler.model.allowed import Overlay, overlay_of
+from autoscaler.model.decision import Decision, Field
 from autoscaler.model.resources import Amounts
 from autoscaler.model.snapshot import NodeState
 from autoscaler.model.workload import Worker, Workload
+from autoscaler.report.message import sentences_of
 
 _SLOWEST_LAST: Final = tuple(Effect)
 
@@ -68,6 +70,21 @@ class Reported:
     held: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
+    @cached_property
+    def statuses(self) -> tuple[WorkerStatus | None, ...]:
+        """Its workers, in their order, as their nodes told them last."""
+        return tuple(status_of_worker(self.nodes.get(worker.node), worker) for worker in self.workload.workers)
+
+    @cached_property
+    def overlay(self) -> Overlay:
+        """What was decided for every worker."""
+        return overlay_of(self.decision)
+
+    @cached_property
+    def sentences(self) -> Mapping[Field, str]:
+        """One sentence per figure, empty while nothing is decided: rendered once for all who show it."""
+        return sentences_of(self.decision) if self.decision is not None else {}
+
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
@@ -93,8 +110,7 @@ def timestamp(seconds: float) -> str:
 def acknowledged(reported: Reported) -> Acknowledgement:
     """Return what the nodes say about the workload's workers, held against what was decided."""
     lags, effects = [], set()
-    for worker in reported.workload.workers:
-        status = status_of_worker(reported.nodes.get(worker.node), worker)
+    for worker, status in zip(reported.workload.workers, reported.statuses, strict=True):
         effects |= {device.effect for device in status.devices} if status else set()
         lag = _lag(reported, worker, status)
         if lag is not None:
@@ -112,9 +128,9 @@ def acknowledged(reported: Reported) -> Acknowledgement:
 
 def status_of_worker(state: NodeState | None, worker: Worker) -> WorkerStatus | None:
     """Return a worker as its node last told it."""
+    uid, container = worker.ref.uid, worker.container
     for status in state.quotas.workers if state is not None and state.quotas else ():
-        same = status.container == worker.container or not (status.container and worker.container)
-        if status.pod_uid == worker.ref.uid and same:
+        if status.pod_uid == uid and (status.container == container or not (status.container and container)):
             return status
     return None
 
@@ -125,7 +141,7 @@ def _lag(reported: Reported, worker: Worker, status: WorkerStatus | None) -> tup
     if state is None or not state.reachable:
         what = "no agent is known" if state is None else state.error
         return SyncReason.AGENT_UNREACHABLE, f"node {worker.node or '(none yet)'}: {what}"
-    wanted = allowed_amounts(worker.current, reported.decision)
+    wanted = reported.overlay.over(worker.current)
     found = next(_differences(wanted, status, state), None)
     reason, _, text = reported.held.get(worker.ref.uid, "").partition(": ")
     if status is None or not status.devices or found is not None:

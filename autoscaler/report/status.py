@@ -25,14 +25,13 @@ from autoscaler.report.conditions import (
     listed,
 )
 from autoscaler.report.display import arrow, layers_on, recommended_amounts, resource_text, short_status
-from autoscaler.report.message import amount_text, explanation, sentence
+from autoscaler.report.message import amount_text, explanation
 from autoscaler.report.reported import (
     Acknowledgement,
     MetricsHealth,
     MetricsReason,
     Reported,
     acknowledged,
-    status_of_worker,
     timestamp,
 )
 
@@ -63,7 +62,7 @@ def status_of(reported: Reported) -> dict[str, Any]:
         "recommendation": _resources(figures) if reported.decision is not None else None,
         "recommendedReplicas": replicas if reported.decision is not None else None,
         "autoscaling": {
-            **_figures(reported.decision),
+            **_figures(reported),
             "current": _resources(_held(current)),
             "display": _display(reported, current, headline(conditions, reported.decision)),
             "selector": f"{WORKLOAD}={workload.key.name}",
@@ -117,7 +116,8 @@ def _moved(old: str, new: str) -> bool:
     return abs(after - before) > DRIFT_RATIO * abs(before)
 
 
-def _figures(decision: Decision | None) -> dict[str, Any]:
+def _figures(reported: Reported) -> dict[str, Any]:
+    decision = reported.decision
     if decision is None:
         return {}
     count = decision[Field.REPLICAS]
@@ -125,13 +125,13 @@ def _figures(decision: Decision | None) -> dict[str, Any]:
         "target": _count(count.wanted),
         "uncappedTarget": _count(count.uncapped),
         "reason": str(count.cause),
-        "message": sentence(count)[:MAX_MESSAGE_CHARACTERS],
+        "message": reported.sentences[Field.REPLICAS][:MAX_MESSAGE_CHARACTERS],
     }
-    resources = {SPECS[resource].key: _resource(decision, resource) for resource in Resource}
+    resources = {SPECS[resource].key: _resource(reported.sentences, decision, resource) for resource in Resource}
     return {**resources, "replicas": replicas}
 
 
-def _resource(decision: Decision, resource: Resource) -> dict[str, Any]:
+def _resource(sentences: Mapping[Field, str], decision: Decision, resource: Resource) -> dict[str, Any]:
     request, limit = (decision[field_of(resource, side)] for side in Side)
     speaker = gravest((request, limit)) or (limit if limit.changed else request)
     return {
@@ -142,7 +142,7 @@ def _resource(decision: Decision, resource: Resource) -> dict[str, Any]:
         "limitTarget": _text(resource, limit.wanted),
         "uncappedLimitTarget": _text(resource, limit.uncapped),
         "reason": str(speaker.cause),
-        "message": f"{sentence(request)}; {sentence(limit)}"[:MAX_MESSAGE_CHARACTERS],
+        "message": f"{sentences[request.field]}; {sentences[limit.field]}"[:MAX_MESSAGE_CHARACTERS],
     }
 
 
@@ -168,7 +168,11 @@ def _message(reported: Reported) -> str:
         return config_valid(reported.workload.problems)[2]
     if reported.error:
         return reported.error
-    return explanation(reported.decision) if reported.decision is not None else reported.metrics.message
+    return (
+        explanation(reported.decision, reported.sentences)
+        if reported.decision is not None
+        else reported.metrics.message
+    )
 
 
 def _bounds(decision: Decision | None) -> str | None:
@@ -185,8 +189,7 @@ def _bounds(decision: Decision | None) -> str | None:
 
 def _usage(reported: Reported) -> str | None:
     """Return live use of the busiest worker as its node sees it: TFLOPs, bytes."""
-    statuses = [status_of_worker(reported.nodes.get(one.node), one) for one in reported.workload.workers]
-    seen = [device.observed for status in statuses if status is not None for device in status.devices]
+    seen = [device.observed for status in reported.statuses if status is not None for device in status.devices]
     tflops = max((one.tflops_used for one in seen if one.tflops_used is not None), default=math.nan)
     vram = max((one.vram_used_bytes for one in seen if one.vram_used_bytes is not None), default=math.nan)
     known = [amount_text(resource, value) for resource, value in zip(Resource, (tflops, vram), strict=True)]
@@ -195,7 +198,11 @@ def _usage(reported: Reported) -> str | None:
 
 def _progress(reported: Reported, nodes: Acknowledgement) -> dict[str, Any]:
     decision, before = reported.decision, reported.workload.status.get("autoscaling") or {}
-    moved = [sentence(one) for one in decision.fields if is_applied(one) and one.changed] if decision else []
+    moved = (
+        [reported.sentences[one.field] for one in decision.fields if is_applied(one) and one.changed]
+        if decision
+        else []
+    )
     scaled = bool(moved) and not reported.error
     return {
         "applied": f"{nodes.applied}/{nodes.workers}",

@@ -1,6 +1,6 @@
 """Writing what a pass found: statuses, events, metrics; only where something changed.
 
-Rendering a status costs more than deciding it, so in a large fleet only workloads whose decision, health or nodes
+Rendering a status costs more than deciding it, so in a large fleet only workloads whose decision, health or workers
 changed are rendered at once, and the rest in turn, so that nothing stays wrong for long.
 """
 
@@ -24,6 +24,7 @@ from autoscaler.model.usage import Bools, Ints, WorkloadKey
 from autoscaler.model.workload import BrokenWorkload, Manifest, Workload, ref_of
 from autoscaler.ports import Cluster
 from autoscaler.report.conditions import ConditionType
+from autoscaler.report.disturbed import disturbed_workers
 from autoscaler.report.events import events_of, invalid_events
 from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.report.profile_status import Member, profile_status
@@ -127,34 +128,28 @@ def _differs(allowed: Allowed, before: Allowed) -> Bools:
 
 
 def _disturbed(passed: Passed, before: Passed) -> Bools:
-    """Return where the workload's object, its history or one of its nodes is not as in the pass before."""
+    """Return where the workload's object, its history, its writes or its workers on their nodes are not as before."""
     workloads = passed.snapshot.discovered.workloads
     known = before.snapshot.discovered.workloads
     if bool(passed.history_error) != bool(before.history_error):
         return np.ones(len(workloads), dtype=np.bool_)
-    shaken = {
-        name
-        for name, state in passed.nodes.items()
-        if name not in before.nodes or _standing(state) != _standing(before.nodes[name])
-    }
-    failed = passed.errors
+    uids = disturbed_workers(passed.nodes, before.nodes)
+    uids |= {uid for uid, _ in passed.held.items() ^ before.held.items()}
+    failed = passed.errors.keys() | before.errors.keys()
     return np.array(
         [
-            new is not old or new.key in failed or (bool(shaken) and any(w.node in shaken for w in new.workers))
+            _is_altered(new, old)
+            or new.key in failed
+            or (bool(uids) and any(one.ref.uid in uids for one in new.workers))
             for new, old in zip(workloads, known, strict=True)
         ],
         dtype=np.bool_,
     )
 
 
-def _standing(state: NodeState) -> tuple[object, ...]:
-    """Return what of a node's state matters for a status: reachable, and what was acknowledged."""
-    quotas = state.quotas
-    acknowledged = tuple(
-        (worker.pod_uid, tuple((device.uuid, device.applied, device.effect) for device in worker.devices))
-        for worker in (quotas.workers if quotas else ())
-    )
-    return state.reachable, quotas.generation if quotas else 0, acknowledged
+def _is_altered(new: Workload, old: Workload) -> bool:
+    """Tell whether an object says another thing than before, apart from the status that was written to it."""
+    return new is not old and replace(old, ref=new.ref, status=new.status) != new
 
 
 def _measure(passed: Passed, metrics: ControllerMetrics, decisions: Iterable[Decision]) -> None:
