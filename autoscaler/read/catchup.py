@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random  # noqa: TID251  jitter keeps controllers from asking in step; no decision depends on it
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from autoscaler.errors import HistoryError
@@ -12,6 +15,8 @@ from autoscaler.model.usage import Usage, Window
 from autoscaler.ports import History
 
 MAX_BACK_OFF_SECONDS = 300.0
+PARTS_UNDER_WAY = 2
+"""The one that is waited for and the next, so that Prometheus does not idle meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Catchup:
     error: str = ""
     chance: random.Random = field(default_factory=random.Random)
 
-    async def read(self, now: float, until: float | None) -> AsyncIterator[Usage]:
+    async def read(self, now: float, until: float | None) -> AsyncGenerator[Usage, None]:
         """Yield the usage of each part of what is due.
 
         Raises:
@@ -54,8 +59,9 @@ class Catchup:
         if not window.bins:
             return
         try:
-            for part in self.history.parts(window):
-                yield await self.history.read(part)
+            async with aclosing(self._parts(window)) as parts:
+                async for usage in parts:
+                    yield usage
         except HistoryError as error:
             wait = min(MAX_BACK_OFF_SECONDS, self.reach.bin_seconds / 4 * 2**self.failures)
             self.failures += 1
@@ -63,3 +69,18 @@ class Catchup:
             self.error = str(error)
             raise
         self.failures, self.retry_at, self.error = 0, -math.inf, ""
+
+    async def _parts(self, window: Window) -> AsyncGenerator[Usage, None]:
+        """Yield the usage of each part; while one is joined and learnt, the next is on its way."""
+        under_way: deque[asyncio.Task[Usage]] = deque()
+        try:
+            for part in self.history.parts(window):
+                under_way.append(asyncio.create_task(self.history.read(part)))
+                if len(under_way) == PARTS_UNDER_WAY:
+                    yield await under_way.popleft()
+            while under_way:
+                yield await under_way.popleft()
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)

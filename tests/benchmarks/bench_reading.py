@@ -25,8 +25,9 @@ import psutil
 from autoscaler.contract import metrics
 from autoscaler.model.usage import Window
 from autoscaler.read import readings
-from autoscaler.read.answer import samples_in
+from autoscaler.read.answer import KnownLabels, samples_in
 from autoscaler.read.bins import gap_seconds, stacked
+from autoscaler.read.catchup import Catchup, Reach
 from autoscaler.read.prometheus import PrometheusHistory, PrometheusSettings
 from autoscaler.read.readings import READINGS, Reading, reduced
 from autoscaler.read.series import usage_of
@@ -123,8 +124,8 @@ async def bootstrap(url: str, window: Window) -> dict[str, float]:
     history = history_of(url)
     began, cpu = time.perf_counter(), time.process_time()
     known = 0
-    for part in history.parts(window):
-        known += int((~np.isnan((await history.read(part)).peak)).sum())
+    async for usage in Catchup(history, Reach(STEP, 0.0, window.end - window.start)).read(window.end, None):
+        known += int((~np.isnan(usage.peak)).sum())
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     peak = peak_bytes()
     newest = Window(window.end - STEP, window.end, STEP)
@@ -186,14 +187,17 @@ def bench_bootstrap(workers: int, days: float) -> dict[str, Any]:
     }
 
 
-def body_of(reading: Reading, labels: Sequence[dict[str, str]], scrape: float, generator: np.random.Generator) -> bytes:
+def body_of(
+    reading: Reading, workers: Sequence[dict[str, str]], scrape: float, generator: np.random.Generator
+) -> bytes:
     around = gap_seconds(scrape) if reading.reduction.needs_neighbours else 0.0
     times = np.arange(END - STEP - around + 0.5, END, scrape)
     series = []
-    for own in labels:
+    for own in workers:
         values = values_of(reading, len(times), scrape, generator)
         pairs = ",".join(f'[{t:.3f},"{v!r}"]' for t, v in zip(times.tolist(), values.tolist(), strict=True))
-        told = json.dumps({"__name__": reading.name, "instance": "10.0.0.1:9400", "job": "tf-agent", **own})
+        labels = {"__name__": reading.name, "instance": "10.0.0.1:9400", "job": "tf-agent", **own}
+        told = json.dumps(labels, sort_keys=True, separators=(",", ":"))  # as Prometheus writes it
         series.append(f'{{"metric":{told},"values":[{pairs}]}}')
     result = ",".join(series)
     return f'{{"status":"success","data":{{"resultType":"matrix","result":[{result}]}}}}'.encode()
@@ -205,13 +209,13 @@ def bench_pass(workloads: int, scrape: float = 15.0) -> dict[str, Any]:
     workers = label_sets(10 * workloads)
     devices = [{"node": w["node"], "gpu_uuid": w["gpu_uuid"]} for w in workers[::8]]
     window, gap = Window(END - STEP, END, STEP), gap_seconds(scrape)
-    binned, parse, bins, size = {}, 0.0, 0.0, 0
+    binned, parse, bins, size, known = {}, 0.0, 0.0, 0, KnownLabels()
     for reading in READINGS:
         is_device = reading.reduction is readings.Reduction.DEVICE
         body = body_of(reading, devices if is_device else workers, scrape, generator)
         size += len(body)
         began = time.process_time()
-        samples = list(samples_in(body))
+        samples = list(samples_in(body, known))
         parsed = time.process_time()
         binned[reading] = stacked([reduced(reading, some, window, gap) for some in samples])
         parse, bins = parse + parsed - began, bins + time.process_time() - parsed
