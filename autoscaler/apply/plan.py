@@ -194,7 +194,7 @@ def _standing(status: QuotaStatus, planned: Collection[str]) -> dict[Key, Standi
 def _places(desired: Iterable[WorkerQuota], planned: Collection[str], standing: Iterable[Key]) -> _Places:
     alone = _alone(standing)
     return {
-        position: tuple(_key(alone, worker, quota.uuid) if quota.uuid in planned else None for quota in worker.devices)
+        position: tuple([_key(alone, worker, one.uuid) if one.uuid in planned else None for one in worker.devices])
         for position, worker in enumerate(desired)
         for quota in worker.devices
         if quota.uuid in planned

@@ -98,7 +98,10 @@ async def _write_all(batch: Batch, cluster: Cluster, *, dry_run: bool) -> dict[W
 
     async with asyncio.TaskGroup() as group:
         for workload in batch.workloads:
-            planned = _plan(workload, batch.decisions.get(workload.key))
+            decision = batch.decisions.get(workload.key)
+            if decision is None:
+                continue
+            planned = _plan(workload, decision)
             if planned.errors or dry_run:
                 wrote[workload.key] = planned
             elif planned.done:
@@ -106,9 +109,9 @@ async def _write_all(batch: Batch, cluster: Cluster, *, dry_run: bool) -> dict[W
     return wrote
 
 
-def _plan(workload: Workload, decision: Decision | None) -> _Wrote:
+def _plan(workload: Workload, decision: Decision) -> _Wrote:
     try:
-        return _Wrote() if decision is None else _Wrote(done=intents(workload, decision))
+        return _Wrote(done=intents(workload, decision))
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one workload, the others go on
         return _Wrote(errors=(_text(error),))
 

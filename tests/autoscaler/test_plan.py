@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscaler.apply.fit import Held
+from autoscaler.apply.difference import Told
+from autoscaler.apply.fit import Held, room_of
 from autoscaler.apply.plan import documents, intents, kept_quotas, quotas_of
 from autoscaler.contract import keys
 from autoscaler.contract.keys import Effect, QoS
@@ -354,3 +355,36 @@ def test_annotations_and_quotas_carry_the_same_figure():
     (write, _) = intents(workload(), decided)
     assert isinstance(write, Annotate)
     assert write.annotations[keys.TFLOPS_LIMIT] == "33.3"
+
+
+@settings(max_examples=100, deadline=None)
+@given(old=sizes(), new=sizes())
+def test_what_is_known_of_a_node_never_changes_its_plan(old, new):
+    agent = told(*old, agent=Agent(devices=(device(vram_gib=80.0),)))
+    state = agent.state()
+    known = Told(1, state.quotas.generation, old, room_of(state.devices))
+    assert documents(state, new, 1, known) == documents(state, new, 1)
+
+
+def test_a_node_that_lost_its_document_is_planned_whole_whatever_was_known():
+    known = Told(1, 7, (quota("a"),), room_of((device(),)))
+    (document,) = documents(Agent().state(), (quota("a"),), 1, known).documents
+    assert vram_of(document) == {"a": 4}
+
+
+def test_a_device_that_shrank_has_its_ceilings_lowered_when_its_neighbour_moves():
+    """One quota over its device would have the agent refuse the whole document."""
+    wide = device(), device(uuid="GPU-b")
+    agent = told(quota("a", (4.0, 20.0)), quota("b", uuid="GPU-b"), agent=Agent(devices=wide))
+    known = Told(1, 1, agent.document.quotas, room_of(wide))
+    agent.devices = (device(vram_gib=16.0), device(uuid="GPU-b"))
+    desired = quota("a", (4.0, 20.0)), quota("b", (8.0, 8.0), uuid="GPU-b")
+    for told_before in (None, known):
+        (document,) = documents(agent.state(), desired, 1, told_before).documents
+        assert [entry.devices[0].vram_limit_bytes // GIB for entry in document.quotas] == [16, 8]
+
+
+def test_a_device_on_which_nothing_moves_is_told_as_it_was():
+    agent = told(quota("a"), quota("b", uuid="GPU-b"), agent=Agent(devices=(device(), device(uuid="GPU-b"))))
+    (document,) = documents(agent.state(), (quota("a", (8.0, 8.0)), quota("b", uuid="GPU-b")), 1).documents
+    assert document.quotas == (quota("a", (8.0, 8.0)), quota("b", uuid="GPU-b"))

@@ -232,3 +232,44 @@ async def test_cancelling_between_two_documents_leaves_the_first_in_force_and_th
     agents.hang_after = 9
     await send(second(), Writes(), agents)
     assert [q.devices[0].vram_limit_bytes // GIB for q in agents.by_node[NODE].document.quotas] == [8, 16]
+
+
+async def test_quotas_of_a_workload_that_held_still_are_made_once():
+    agents, still = Agents(Agent()), workload()
+    first = await send(batch_of(agents, (still, None)), Writes(), agents)
+    second = await send(batch_of(agents, (still, None), kept=first.kept), Writes(), agents)
+    assert second.documents == {}
+    assert second.kept.settled[KEY] is first.kept.settled[KEY]
+
+
+async def test_a_workload_read_anew_has_its_quotas_made_anew():
+    agents = Agents(Agent())
+    first = await send(batch_of(agents, (workload(), None)), Writes(), agents)
+    grown = workload(current=amounts((10.0, 40.0)))
+    await send(batch_of(agents, (grown, None), kept=first.kept), Writes(), agents)
+    assert limits_of(agents.by_node[NODE]) == {"chat-0": 40.0, "chat-1": 40.0}
+
+
+async def test_an_agent_that_lost_its_documents_is_told_again_what_it_was_known_to_have():
+    agents, still = Agents(Agent()), workload()
+    first = await send(batch_of(agents, (still, None)), Writes(), agents)
+    reborn = Agents(Agent())
+    await send(batch_of(reborn, (still, None), kept=first.kept), Writes(), reborn)
+    assert limits_of(reborn.by_node[NODE]) == {"chat-0": 20.0, "chat-1": 20.0}
+
+
+async def test_a_node_that_could_not_be_sent_everything_is_not_taken_for_one_that_has_it():
+    agents = Agents(Agent())
+    huge = workload(current=amounts(vram_gib=(4.0, 30.0)))
+    outcome = await send(batch_of(agents, (huge, None)), Writes(), agents)
+    assert outcome.held
+    assert outcome.kept.told == {}
+
+
+async def test_a_worker_whose_devices_only_its_node_knows_is_placed_anew_in_every_pass():
+    agents, unplaced = Agents(Agent()), workload((worker(devices=()),))
+    first = await send(batch_of(agents, (unplaced, None)), Writes(), agents)
+    assert first.held[0].reason.startswith("DevicesUnknown")
+    await send(batch_of(agents, (workload(), None)), Writes(), agents)
+    outcome = await send(batch_of(agents, (unplaced, None), kept=first.kept), Writes(), agents)
+    assert outcome.held == ()
