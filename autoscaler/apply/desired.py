@@ -22,9 +22,13 @@ from autoscaler.model.workload import ObjectRef, Worker, Workload
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The quotas of a workload's workers, in their order; `follows`: from the workload alone, not from its nodes."""
+    """The nodes and quotas of a workload's workers, in their order.
+
+    `follows`: all have a quota, and from the workload alone, not from what its nodes say.
+    """
 
     workload: Workload
+    nodes: tuple[str, ...]
     quotas: tuple[WorkerQuota | Held, ...]
     follows: bool
 
@@ -74,25 +78,27 @@ def desired(batch: Batch, unwritten: Mapping[WorkloadKey, frozenset[ObjectRef]])
             made = _made(workload, batch, unwritten.get(workload.key, frozenset()))
         if made.follows and not decided:
             settled[workload.key] = made
-        for worker, quota in zip(workload.workers, made.quotas, strict=True):
-            place = nodes.get(worker.node)
+        # Ten times as many workers as workloads: what settled is not looked into.
+        for worker, node, quota in zip(workload.workers, made.nodes, made.quotas, strict=True):
+            place = nodes.get(node)
             if place is None:
                 unplaced.append(_nowhere(worker))
-            elif isinstance(quota, Held):
-                unplaced.append(quota)
+            elif made.follows or not isinstance(quota, Held):
+                place.append(quota)  # type: ignore[arg-type]  # none is Held where all follow
             else:
-                place.append(quota)
+                unplaced.append(quota)
     return Desired(nodes, tuple(unplaced), settled)
 
 
 def _made(workload: Workload, batch: Batch, unwritten: frozenset[ObjectRef]) -> Settled:
     overlay = overlay_of(batch.decisions.get(workload.key))
-    quotas = []
+    quotas: list[WorkerQuota | Held] = []
     for worker in workload.workers:
         amounts = worker.current if unwritten and worker.ref in unwritten else overlay.over(worker.current)
         state = batch.nodes.get(worker.node) or NodeState(worker.node)
         quotas.append(quotas_of(workload, worker, amounts, state))
-    return Settled(workload, tuple(quotas), follows=all(worker.devices for worker in workload.workers))
+    follows = all(worker.devices for worker in workload.workers) and not any(isinstance(one, Held) for one in quotas)
+    return Settled(workload, tuple(worker.node for worker in workload.workers), tuple(quotas), follows)
 
 
 def _nowhere(worker: Worker) -> Held:

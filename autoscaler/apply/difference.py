@@ -6,23 +6,23 @@ over every worker of a fleet in every pass. Neighbours: `fit` settles what such 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autoscaler.apply.fit import over_devices, room_of
 from autoscaler.contract.keys import Effect
-from autoscaler.contract.quota import QuotaDocument, QuotaStatus, WorkerQuota, WorkerStatus
+from autoscaler.contract.quota import DeviceInfo, QuotaDocument, QuotaStatus, WorkerQuota, WorkerStatus
 from autoscaler.model.snapshot import NodeState
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a node was found to have been told exactly, under which number, and the room that its devices had then."""
+    """What a node was found to have been told exactly, under which number, and the devices that it had then."""
 
     epoch: int
     generation: int
     quotas: tuple[WorkerQuota, ...]
-    room: Mapping[str, tuple[float, ...]]
+    devices: tuple[DeviceInfo, ...]
 
 
 def devices_to_plan(state: NodeState, desired: Sequence[WorkerQuota], told: Told | None = None) -> frozenset[str]:
@@ -42,8 +42,10 @@ def devices_to_plan(state: NodeState, desired: Sequence[WorkerQuota], told: Told
         told, differing = None, _differing(status, desired)
     if not differing:
         return frozenset()
+    if told is not None and told.devices == state.devices:
+        return frozenset(differing)
     room = room_of(state.devices)
-    if told is None or told.room != room:
+    if told is None or room_of(told.devices) != room:
         differing |= over_devices([quota for worker in desired for quota in worker.devices], room)
     return frozenset(differing)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from autoscaler.apply.desired import Batch, Kept, desired
 from autoscaler.apply.difference import Told, is_in_force
-from autoscaler.apply.fit import Held, room_of
+from autoscaler.apply.fit import Held
 from autoscaler.apply.plan import documents, intents
 from autoscaler.contract.quota import QuotaDocument, WorkerQuota
 from autoscaler.errors import NodeError, RefusedError
@@ -193,7 +193,7 @@ def _told(sent: _Sent, wanted: Sequence[WorkerQuota]) -> Told | None:
     status = sent.state.quotas
     if not sent.has_all or status is None:
         return None
-    return Told(status.epoch, status.generation, tuple(wanted), room_of(sent.state.devices))
+    return Told(status.epoch, status.generation, tuple(wanted), sent.state.devices)
 
 
 def _text(error: Exception) -> str:

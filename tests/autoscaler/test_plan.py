@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscaler.apply.difference import Told
-from autoscaler.apply.fit import Held, room_of
+from autoscaler.apply.fit import Held
 from autoscaler.apply.plan import documents, intents, kept_quotas, quotas_of
 from autoscaler.contract import keys
 from autoscaler.contract.keys import Effect, QoS
@@ -362,12 +362,12 @@ def test_annotations_and_quotas_carry_the_same_figure():
 def test_what_is_known_of_a_node_never_changes_its_plan(old, new):
     agent = told(*old, agent=Agent(devices=(device(vram_gib=80.0),)))
     state = agent.state()
-    known = Told(1, state.quotas.generation, old, room_of(state.devices))
+    known = Told(1, state.quotas.generation, old, state.devices)
     assert documents(state, new, 1, known) == documents(state, new, 1)
 
 
 def test_a_node_that_lost_its_document_is_planned_whole_whatever_was_known():
-    known = Told(1, 7, (quota("a"),), room_of((device(),)))
+    known = Told(1, 7, (quota("a"),), (device(),))
     (document,) = documents(Agent().state(), (quota("a"),), 1, known).documents
     assert vram_of(document) == {"a": 4}
 
@@ -376,7 +376,7 @@ def test_a_device_that_shrank_has_its_ceilings_lowered_when_its_neighbour_moves(
     """One quota over its device would have the agent refuse the whole document."""
     wide = device(), device(uuid="GPU-b")
     agent = told(quota("a", (4.0, 20.0)), quota("b", uuid="GPU-b"), agent=Agent(devices=wide))
-    known = Told(1, 1, agent.document.quotas, room_of(wide))
+    known = Told(1, 1, agent.document.quotas, wide)
     agent.devices = (device(vram_gib=16.0), device(uuid="GPU-b"))
     desired = quota("a", (4.0, 20.0)), quota("b", (8.0, 8.0), uuid="GPU-b")
     for told_before in (None, known):
