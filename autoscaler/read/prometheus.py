@@ -57,7 +57,7 @@ class PrometheusSettings:
     headers: Mapping[str, str] = field(default_factory=dict)
     ca_file: Path | None = None
     raw_seconds: float = 7200.0
-    part_seconds: float = 86400.0
+    part_seconds: float = 43200.0
     concurrent_queries: int = 2
 
 
@@ -79,6 +79,8 @@ class PrometheusHistory:
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
         self._turns = asyncio.Semaphore(settings.concurrent_queries)
+        # One answer more than there are queries, so that Prometheus works while an answer is parsed.
+        self._held = asyncio.Semaphore(settings.concurrent_queries + 1)
         self._known = KnownLabels()
 
     async def read(self, window: Window) -> Usage:
@@ -119,8 +121,9 @@ class PrometheusHistory:
 
     async def _read_metric(self, reading: Reading, window: Window) -> Binned:
         query = self._query(reading, window)
-        async with self._turns:
-            body = await self._answer(query)
+        async with self._held:
+            async with self._turns:
+                body = await self._answer(query)
             try:
                 return await asyncio.to_thread(self._binned, reading, body, window)
             except HistoryError as error:
