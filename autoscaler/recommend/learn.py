@@ -28,7 +28,6 @@ ACTIVE_VRAM_RATIO: Final = 0.01
 REFERENCE_DECAY: Final = 0.99999
 SQUARE_ALPHA: Final = 1 - 2 ** (-1 / 1440)
 VRAM_HALF_LIFE_SECONDS: Final = DAY
-LOAD_BINS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,26 +164,23 @@ def _add_samples(memory: Rows, bins: _Bins, samples: tuple[Floats, Bools], fleet
 
 
 def _keep_latest(memory: Rows, usage: Usage, bins: _Bins) -> None:
-    """Keep the newest known use per worker, and the fleet-wide load of the last bins."""
+    """Keep the newest known use of the largest worker, and of all workers together."""
     row_of = {key: row for row, key in enumerate(usage.keys)}
     source = np.array([row_of.get(key, -1) for key in memory.keys], dtype=np.int64)
     there = source >= 0
     for resource, values in ((Resource.COMPUTE, bins.compute), (Resource.VRAM, bins.vram)):
         memory["use"][:, resource] = _last_known(values, memory["use"][:, resource])
-        recent = usage.total[resource][source[there]][:, -LOAD_BINS:]
-        known = ~np.isnan(recent)
-        counted = known.sum(axis=1)
-        mean = np.where(counted > 0, np.where(known, recent, 0.0).sum(axis=1) / np.maximum(counted, 1), np.nan)
-        memory["load"][there, resource] = mean
+        total = usage.total[resource][source[there]].astype(np.float64)
+        memory["load"][there, resource] = _last_known(total, memory["load"][there, resource])
     memory["reporting"][:] = 0.0
     memory["reporting"][there] = usage.workers[source[there]][:, -1]
 
 
 def _last_known(values: Floats, before: Floats) -> Floats:
-    latest = before
-    for column in range(max(0, values.shape[1] - LOAD_BINS), values.shape[1]):
-        latest = np.where(np.isnan(values[:, column]), latest, values[:, column])
-    return latest
+    """Return each row's newest known value (W, T), else what was known before."""
+    known = ~np.isnan(values)
+    newest = values.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
+    return np.where(known.any(axis=1), values[np.arange(len(values)), newest], before)
 
 
 def _note_changes(memory: Rows, fleet: Fleet) -> None:
