@@ -31,7 +31,7 @@ def run_demo(duration_seconds: float, seed: int, output: str, keep: Path | None,
     """
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger("warning"),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
     options = DemoOptions(duration_seconds, seed, keep)
     check(options)
