@@ -67,20 +67,27 @@ async def report(passed: Passed, cluster: Cluster, metrics: ControllerMetrics, *
     if dry_run:
         return
     for row, decision in decisions.items():
-        reported = _reported(passed, row, decision)
-        workload = reported.workload
-        new = status_of(reported)
-        writes: list[ClusterWrite] = list(events_of(reported)) if decision.changed or reported.error else []
-        if workload.exists and changed(workload.status, new):
-            writes.insert(0, WriteStatus(workload.ref, new))
-            writes.extend(event for event in events_of(reported) if event not in writes)
-        await _write(cluster, metrics, workload.key, writes)
+        await _write(cluster, metrics, decision.key, _writes(passed, row, decision))
     for broken in passed.snapshot.discovered.broken:
         new = broken_status(broken, passed.snapshot.now)
         if broken.exists and changed(broken.status, new):
             await _write(cluster, metrics, broken.key, [WriteStatus(broken.ref, new)])
     await _report_invalid(passed, cluster, metrics)
     await _report_profiles(passed, cluster, metrics, decisions)
+
+
+def _writes(passed: Passed, row: int, decision: Decision) -> list[ClusterWrite]:
+    """Return what one workload's readers are to be told: its status where it changed, then what happened."""
+    try:
+        reported = _reported(passed, row, decision)
+        new, events = status_of(reported), events_of(reported)
+    except Exception:  # whatever is wrong with one workload, the others go on
+        log.exception("not_rendered", workload=str(decision.key))
+        return []
+    workload = reported.workload
+    stale = workload.exists and changed(workload.status, new)
+    news = stale or decision.changed or bool(reported.error)  # else it was told when it was new
+    return [*([WriteStatus(workload.ref, new)] if stale else []), *(events if news else ())]
 
 
 def health(passed: Passed, row: int) -> MetricsHealth:
