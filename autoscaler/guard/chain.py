@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from autoscaler.guard.bounds import bounds, live_use, order, published
+from autoscaler.guard.bounds import PAIRS, bounds, live_use, order, published
 from autoscaler.guard.capacity import capacity, rate
 from autoscaler.guard.case import Case, Guard, Limits
 from autoscaler.guard.evidence import enough, fresh, not_managed_elsewhere, supported, unpaused, valid
@@ -62,13 +62,22 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Rows, limits: Limits) -> Allowed
     case = Case(fleet, wanted, memory, limits, on & due, applied, verdict, ~(on & due))
     for guard_it in GUARDS:
         case = guard_it(case)
-    held = np.where(on, figure, fleet.current)
+    return _remembered(case, _recommended(case, figure, on), due)
+
+
+def _recommended(case: Case, figure: Floats, on: Bools) -> Floats:
+    """Return what is shown: inside bounds, order and device, apart from what the moment allows.
+
+    A layer that is on is shown beside what is in force, not beside what others merely recommend; those yield to it.
+    """
+    held = np.where(on, figure, case.fleet.current)
     target = np.where(on, _shaped(replace(case, figure=held)), _shaped(replace(case, figure=figure)))
-    return _remembered(case, target, due)
+    for request, limit in PAIRS:
+        target[:, request] = np.fmin(target[:, request], target[:, limit])
+    return target
 
 
 def _shaped(case: Case) -> Floats:
-    """Return figures inside bounds, order and device, apart from what the moment allows."""
     case = replace(case, frozen=np.zeros_like(case.frozen))
     for shape_it in SHAPING:
         case = shape_it(case)

@@ -261,7 +261,8 @@ def test_what_is_shown_for_a_layer_that_is_on_does_not_follow_one_that_only_reco
     fleet = fleet_of(workload(config=replace(ALL_ON, requests=RequestsPolicy(Mode.RECOMMEND))))
     allowed = Run()(fleet, wants(fleet, compute_request=68, compute_limit=26))
     assert allowed.target[0, Field.COMPUTE_LIMIT] == 26
-    assert allowed.target[0, Field.COMPUTE_REQUEST] == 68
+    assert allowed.target[0, Field.COMPUTE_REQUEST] == 26  # a recommendation is in order, too
+    assert allowed.decision(0)[Field.COMPUTE_REQUEST].uncapped == 68
 
 
 def test_growth_shares_what_is_free_on_the_device_higher_levels_first():
@@ -324,6 +325,8 @@ def test_bounds_and_order_hold_whatever_was_wanted_and_guarding_again_changes_no
     allowed = Run()(fleet, wanted)
     creq, clim, vreq, vlim, _ = allowed.figure[0]
     assert 0.1 <= creq <= clim <= 989
+    assert allowed.target[0, 0] <= allowed.target[0, 1]
+    assert allowed.target[0, 2] <= allowed.target[0, 3]
     assert clim <= max(most, 0.2) or clim == creq
     assert 250 * 2**20 <= vreq <= vlim <= 80 * GIB
     assert vlim >= min(1.05 * fleet.live[0, 1], 8 * GIB) * (1 - 1e-9)
