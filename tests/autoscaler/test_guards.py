@@ -300,36 +300,39 @@ def test_a_layer_acts_once_per_evaluation_period_and_keeps_its_verdict_in_betwee
 
 figures = st.floats(min_value=0.05, max_value=3000, allow_nan=False)
 sizes = st.floats(min_value=1e6, max_value=3e11, allow_nan=False)
+modes = st.sampled_from([Mode.ON, Mode.ON, Mode.RECOMMEND, Mode.OFF])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
-    c=st.tuples(figures, figures),
-    v=st.tuples(sizes, sizes),
+    wanted_figures=st.tuples(figures, figures, sizes, sizes),
     most=figures,
     live=sizes,
     cause=st.sampled_from(list(Cause)),
+    layers=st.tuples(modes, modes),
 )
 def test_bounds_and_order_hold_whatever_was_wanted_and_guarding_again_changes_nothing(
-    c: tuple[float, float], v: tuple[float, float], most: float, live: float, cause: Cause
+    wanted_figures: tuple[float, ...], most: float, live: float, cause: Cause, layers: tuple[Mode, Mode]
 ):
-    bounds = Bounds(max_allowed=(max(most, 0.2), None))
+    bounds = Bounds(max_allowed=(max(most, 20.0), None))  # what is in force is inside
     config = replace(
         ALL_ON,
         bounds=bounds,
-        limits=LimitsPolicy(Mode.ON, stabilization_seconds=0),
-        requests=RequestsPolicy(Mode.ON, stabilization_seconds=0),
+        requests=RequestsPolicy(layers[0], stabilization_seconds=0),
+        limits=LimitsPolicy(layers[1], stabilization_seconds=0),
     )
     fleet = replace(fleet_of(workload(config=config)), live=np.array([[np.nan, min(live, 8.0 * GIB)]]))
-    wanted = wants(fleet, cause, compute_request=c[0], compute_limit=c[1], vram_request=v[0], vram_limit=v[1])
+    names = ("compute_request", "compute_limit", "vram_request", "vram_limit")
+    wanted = wants(fleet, cause, **dict(zip(names, wanted_figures, strict=True)))
     allowed = Run()(fleet, wanted)
-    creq, clim, vreq, vlim, _ = allowed.figure[0]
-    assert 0.1 <= creq <= clim <= 989
-    assert allowed.target[0, 0] <= allowed.target[0, 1]
-    assert allowed.target[0, 2] <= allowed.target[0, 3]
-    assert clim <= max(most, 0.2) or clim == creq
-    assert 250 * 2**20 <= vreq <= vlim <= 80 * GIB
-    assert vlim >= min(1.05 * fleet.live[0, 1], 8 * GIB) * (1 - 1e-9)
+    for request, limit, least, device in ((0, 1, 0.1, 989), (2, 3, 250 * 2**20, 80 * GIB)):
+        for shown in (allowed.figure[0], allowed.target[0]):
+            assert least <= shown[request] <= shown[limit] <= device
+    assert allowed.figure[0, Field.COMPUTE_LIMIT] <= max(most, 20.0)
+    assert allowed.figure[0, Field.VRAM_LIMIT] >= min(1.05 * fleet.live[0, 1], 8 * GIB) * (1 - 1e-9)
+    for field in (0, 1, 2, 3):
+        if layers[field % 2] is not Mode.ON:
+            assert allowed.figure[0, field] == fleet.current[0, field]
     again = replace(fleet, current=allowed.figure)
     wanted_again = replace(wanted, figure=allowed.figure.copy())
     assert np.array_equal(Run()(again, wanted_again).figure, allowed.figure)
