@@ -78,14 +78,14 @@ class NvmlStandIn:
     """The library and its state file in one directory; `without` leaves symbols out, as an older driver does."""
 
     def __init__(self, directory: Path, without: tuple[str, ...] = ()) -> None:
-        self.library_dir = _compiled(without)
-        self.library = self.library_dir / "libnvidia-ml.so.1"
+        self.lib_dir = _compiled(without)
+        self.shared_object = self.lib_dir / "libnvidia-ml.so.1"
         self.state_file = Path(directory) / "nvml.state"
         self.write(State())
 
     def environment(self) -> dict[str, str]:
         """Variables under which a program finds the stand-in as NVIDIA's library."""
-        return {"LD_LIBRARY_PATH": str(self.library_dir), STATE_VARIABLE: str(self.state_file)}
+        return {"LD_LIBRARY_PATH": str(self.lib_dir), STATE_VARIABLE: str(self.state_file)}
 
     def write(self, state: State) -> None:
         """Replace the state at once; the library reads it with its next call."""

@@ -33,7 +33,7 @@ def load(tmp_path, monkeypatch) -> Callable[..., NvmlStandIn]:
     def place(*without: str) -> NvmlStandIn:
         standin = NvmlStandIn(tmp_path, without)
         monkeypatch.setenv("NVML_STANDIN_STATE", str(standin.state_file))
-        monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(standin.library)))
+        monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(standin.shared_object)))
         monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
         return standin
 

@@ -118,7 +118,7 @@ def build(fleet: Fleet) -> tuple[Agent, Callable[[], float]]:
     """Return the agent of the real parts, and its clock: one second a tick, so that rendering falls due as in life."""
     os.environ[STATE_VARIABLE] = str(fleet.standin.state_file)
     # Loaded under its SONAME first, it is what nvidia-ml-py finds.
-    ctypes.CDLL(str(fleet.standin.library), ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(fleet.standin.shared_object), ctypes.RTLD_GLOBAL)
     settings = AgentSettings(
         node="node-1",
         state_dir=fleet.root / "state",
