@@ -9,13 +9,16 @@ import numpy as np
 from autoscaler.guard.case import Case
 from autoscaler.model import defaults
 from autoscaler.model.decision import AMOUNT_FIELDS, Field
-from autoscaler.model.reasons import Verdict
+from autoscaler.model.reasons import VERDICT_CODE, Verdict
 from autoscaler.model.resources import MIB, Resource
 from autoscaler.model.usage import Floats
 
 PAIRS = ((Field.COMPUTE_REQUEST, Field.COMPUTE_LIMIT), (Field.VRAM_REQUEST, Field.VRAM_LIMIT))
 VRAM_FIELDS = [Field.VRAM_REQUEST, Field.VRAM_LIMIT]
 SIGNIFICANT_DIGITS = 3
+DECIMALS = 10
+ROUNDED = 1e-9
+"""A figure this close to a multiple is one."""
 
 
 def live_use(case: Case) -> Case:
@@ -52,23 +55,27 @@ def order(case: Case) -> Case:
 
 
 def published(case: Case) -> Case:
-    """What is published is rounded up, to 3 significant digits of TFLOPs and to whole MiB, but not past a bound."""
-    figure = case.figure.copy()
+    """What is published is rounded up, to 3 significant digits of TFLOPs and to whole MiB, but not past a bound.
+
+    Growth that the device's capacity cut short is rounded down: no request is larger than what was free.
+    """
+    figure, current = case.figure.copy(), case.fleet.current
     for field in AMOUNT_FIELDS:
-        most = case.fleet.knobs.maximum[:, field]
-        if field.resource is Resource.VRAM:
-            rounded, device = np.ceil(figure[:, field] / MIB) * MIB, case.fleet.device[:, Resource.VRAM]
-        else:
-            rounded, device = _significant(figure[:, field]), case.fleet.device[:, Resource.COMPUTE]
-        rounded = np.fmin(np.fmin(rounded, most), device)
-        moved = figure[:, field] != case.fleet.current[:, field]
-        figure[:, field] = np.where(moved, rounded, figure[:, field])
+        assert field.resource is not None
+        value, capped = figure[:, field], case.verdict[:, field] == VERDICT_CODE[Verdict.CAPACITY_LIMITED]
+        unit = _unit(value, field.resource)
+        up, down = np.ceil(value / unit - ROUNDED) * unit, np.floor(value / unit + ROUNDED) * unit
+        rounded = np.where(capped, np.fmax(down, current[:, field]), up)
+        most = np.fmin(case.fleet.knobs.maximum[:, field], case.fleet.device[:, field.resource])
+        tidy = np.round(rounded, DECIMALS)  # a product of powers of ten has a last bit too many
+        figure[:, field] = np.where(value != current[:, field], np.fmin(tidy, most), value)
     return replace(case, figure=figure)
 
 
-def _significant(values: Floats) -> Floats:
-    """Round up to three significant digits; 0 stays 0."""
+def _unit(values: Floats, resource: Resource) -> Floats:
+    """Return what a figure is a multiple of, (W,)."""
+    if resource is Resource.VRAM:
+        return np.full(values.shape, float(MIB))
     with np.errstate(divide="ignore"):
         exponent = np.floor(np.log10(np.where(values > 0, values, 1.0)))
-    unit = 10.0 ** (exponent - (SIGNIFICANT_DIGITS - 1))
-    return np.round(np.ceil(values / unit - 1e-9) * unit, 10)
+    return np.asarray(10.0 ** (exponent - (SIGNIFICANT_DIGITS - 1)), dtype=np.float64)

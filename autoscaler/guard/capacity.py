@@ -20,8 +20,6 @@ def capacity(case: Case) -> Case:
     figure = case.figure.copy()
     for resource, field in enumerate(REQUESTS):
         figure[:, field] = _share_free(case, resource, field)
-        limit = field + 1
-        figure[:, limit] = np.fmax(figure[:, limit], figure[:, field])
     return case.move(figure, Verdict.CAPACITY_LIMITED)
 
 

@@ -37,11 +37,11 @@ GUARDS: Final[tuple[Guard, ...]] = (
     bounds,
     order,
     capacity,
-    order,
     rate,
     published,
+    order,
 )
-SHAPING: Final[tuple[Guard, ...]] = (bounds, order, published)
+SHAPING: Final[tuple[Guard, ...]] = (bounds, order, published, order)
 """What a recommendation is shown with, apart from the moment."""
 DRIFT_RATIO: Final = 0.05
 """A recommendation that moved less than this since it was last shown is no news, while nothing is applied."""

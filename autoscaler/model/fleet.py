@@ -6,7 +6,7 @@ Last axis of every (W, 5) array: `Field`. NaN is "not known"; amounts are TFLOPs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -46,7 +46,6 @@ class Flags:
     dedicated: Bools
     paused_up: Bools
     paused_down: Bools
-    unreachable: Bools
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +115,6 @@ def _original(workload: Workload) -> Figures:
 
 
 def _flags(workloads: Sequence[Workload], snapshot: Snapshot) -> Flags:
-    away = {name for name, state in snapshot.nodes.items() if not state.reachable}
     rows = [
         (
             any(worker.pending for worker in workload.workers),
@@ -126,11 +124,10 @@ def _flags(workloads: Sequence[Workload], snapshot: Snapshot) -> Flags:
             workload.config.isolation in UNSCALABLE_ISOLATION,
             workload.config.dedicated_gpu,
             *_paused(workload, snapshot.now),
-            bool(away) and any(worker.node in away for worker in workload.workers),
         )
         for workload in workloads
     ]
-    return Flags(*np.array(rows, dtype=bool).reshape(-1, 9).T)
+    return Flags(*np.array(rows, dtype=bool).reshape(-1, len(fields(Flags))).T)
 
 
 def _paused(workload: Workload, now: float) -> tuple[bool, bool]:

@@ -276,6 +276,20 @@ def test_growth_shares_what_is_free_on_the_device_higher_levels_first():
     assert VERDICTS[int(allowed.verdict[0, Field.VRAM_REQUEST])] is Verdict.CAPACITY_LIMITED
 
 
+def test_growth_into_the_last_room_is_rounded_down_never_past_the_device():
+    fleet = fleet_of(workload("a"), workload("b"), vram_gib=10 + 0.3 / 1024)  # 4 + 4 requested
+    allowed = Run()(fleet, wants(fleet, vram_request=8 * GIB, vram_limit=9 * GIB))
+    assert allowed.figure[:, Field.VRAM_REQUEST].tolist() == [6 * GIB, 4 * GIB]
+
+
+def test_rounding_a_request_up_does_not_pass_a_limit_with_more_digits():
+    amounts = Amounts(Amount(10, 119.55), AMOUNTS.vram)
+    fleet = fleet_of(workload(current=amounts, config=replace(ALL_ON, limits=LimitsPolicy(Mode.RECOMMEND))))
+    allowed = Run()(fleet, wants(fleet, compute_request=119.51))
+    assert allowed.figure[0, Field.COMPUTE_REQUEST] <= 119.55
+    assert allowed.figure[0, Field.COMPUTE_LIMIT] == 119.55
+
+
 def test_a_thousand_off_target_are_spread_shortage_first():
     fleet = fleet_of(*(workload(f"w{i:02}") for i in range(30)), vram_gib=8000)
     wanted = wants(fleet, compute_limit=25)
@@ -342,6 +356,6 @@ def test_the_order_of_the_guards_is_the_documented_one():
     assert [one.__name__ for one in GUARDS] == [
         "enough", "fresh", "valid", "unpaused", "supported", "not_managed_elsewhere",
         "dead_band", "stabilization", "step", "cool_down",
-        "live_use", "bounds", "order", "capacity", "order", "rate", "published",
+        "live_use", "bounds", "order", "capacity", "rate", "published", "order",
     ]  # fmt: skip
     assert all(one.__doc__ for one in GUARDS)
