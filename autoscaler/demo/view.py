@@ -167,7 +167,7 @@ def _comparison(result: DemoResult) -> Table:
     for title in ("STATIC", "AUTOSCALED", "DIFFERENCE"):
         made.add_column(title, justify="right")
     for name, before, after in _lines(result.static, result.autoscaled):
-        difference = f"{after / before - 1:+.0%}" if before else ""
+        difference = f"{after / before - 1:+.1%}" if before else ""
         made.add_row(name, f"{before:.1f}", f"{after:.1f}", difference)
     return made
 

@@ -247,7 +247,7 @@ def test_a_status_that_was_never_written_is_shown_as_unknown():
 def test_the_printed_summary_compares_both_runs():
     out = StringIO()
     print_result(Console(file=out, width=120), result())
-    assert "-50%" in out.getvalue()
+    assert "-50.0%" in out.getvalue()
     assert "6 changes, 12.0 per workload and day" in out.getvalue()
 
 
