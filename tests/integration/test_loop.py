@@ -195,7 +195,6 @@ def test_a_restarted_agent_has_the_same_quotas_in_force_before_anyone_tells_it(s
 
 def test_a_change_whose_controller_died_before_telling_the_node_is_completed_once(story, say):
     with chapter(story, 6):
-        story.worker.demand_tflops = DEMAND_TFLOPS
         push = _saturated_push(story)
         before, before_limit = story.quotas(), story.limit_tflops()
         intent = story.annotations()["tflops-limit"]
@@ -226,7 +225,8 @@ def test_a_change_whose_controller_died_before_telling_the_node_is_completed_onc
 
 def test_an_older_leaders_late_push_is_refused_and_it_says_so(story, say):
     with chapter(story, 7):
-        story.worker.demand_tflops = DEMAND_TFLOPS
+        story.worker.demand_tflops = 10.0
+        until("the limit is low again", lambda: story.limit_tflops() <= LIMIT_TFLOPS)
         push, limit = _saturated_push(story), story.limit_tflops()
         epoch = story.quotas()["epoch"]
         story.second_controller.start()
@@ -246,8 +246,12 @@ def test_an_older_leaders_late_push_is_refused_and_it_says_so(story, say):
 
 
 def _saturated_push(story: Story) -> Held:
-    """Hold the push that doubles the limit; the first one may only follow a bin in which demand rose."""
+    """Hold the push that doubles the limit; the first one may only follow a bin in which demand rose.
+
+    Demand is taken from the limit in force: whatever came before, and however slow the machine, there is one to hold.
+    """
     while True:
+        story.worker.demand_tflops = 3 * story.limit_tflops()
         push = story.to_agent.hold("PUT")
         until("a push is under way", push.arrived.is_set)
         if float(story.annotations()["tflops-limit"]) >= 2 * story.limit_tflops():
