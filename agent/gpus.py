@@ -1,39 +1,25 @@
-"""The GPU table: dense FP16 TFLOPs by NVML model name or alias, each row with its source.
+"""The node's view of the GPU table: a file of the same form overrides it row by row, an unknown model is said once.
 
-The table is `gpus.csv` beside this module; a file of the same form overrides it row by row. An unknown model is None,
-said once in the log, and its TFLOPs series stay absent.
+The table itself is the contract's: the controller reads it too.
 """
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Final
 
 import structlog
 
-COLUMNS: Final = ("name_pattern", "aliases", "fp16_dense_tflops", "vram_gb", "source")
+from autoscaler.contract import gpus
+from autoscaler.contract.gpus import COLUMNS, Gpu, read_rows
+
+__all__ = ["COLUMNS", "Gpu", "GpuTable", "load_gpu_table", "read_rows"]
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One row: dense FP16 tensor TFLOPs with FP32 accumulation (no sparsity), and the sizes of VRAM it is sold with."""
-
-    name_pattern: str
-    aliases: tuple[str, ...]
-    tflops: float
-    vram_gb: tuple[int, ...]
-    source: str
-
-
-class GpuTable:
-    """Looks models up; rows that come first win, so that an override stands before the built-in rows."""
+class GpuTable(gpus.GpuTable):
+    """The contract's table, which also warns about a model that it does not know."""
 
     def __init__(self, rows: Iterable[Gpu]) -> None:
         """Index the rows.
@@ -41,33 +27,19 @@ class GpuTable:
         Raises:
             ValueError: a pattern is no regular expression.
         """
-        self._patterns: list[tuple[re.Pattern[str], Gpu]] = []
-        self._aliases: dict[str, Gpu] = {}
-        for row in rows:
-            try:
-                self._patterns.append((re.compile(row.name_pattern, re.IGNORECASE), row))
-            except re.error as error:
-                raise ValueError(f"GPU table: pattern {row.name_pattern!r}: {error}") from error
-            for alias in row.aliases:
-                self._aliases.setdefault(alias.casefold(), row)
-        self._found: dict[str, Gpu | None] = {}
+        super().__init__(rows)
+        self._warned: set[str] = set()
 
     def lookup(self, model: str) -> Gpu | None:
         """Return the row whose pattern matches the whole name, else the one with that alias; any case.
 
         An unknown model is None and is warned about once.
         """
-        if model not in self._found:
-            self._found[model] = self._search(model.strip())
-            if self._found[model] is None:
-                _log.warning("gpu_model_unknown", model=model, effect="its TFLOPs series are absent")
-        return self._found[model]
-
-    def _search(self, model: str) -> Gpu | None:
-        for pattern, row in self._patterns:
-            if pattern.fullmatch(model):
-                return row
-        return self._aliases.get(model.casefold())
+        row = super().lookup(model)
+        if row is None and model not in self._warned:
+            self._warned.add(model)
+            _log.warning("gpu_model_unknown", model=model, effect="its TFLOPs series are absent")
+        return row
 
 
 def load_gpu_table(override: Path | None = None) -> GpuTable:
@@ -77,33 +49,7 @@ def load_gpu_table(override: Path | None = None) -> GpuTable:
         ValueError: a row is wrong; names file, line and what is allowed.
         OSError: the override cannot be read.
     """
-    rows = read_rows(files("agent").joinpath("gpus.csv").read_text(encoding="utf-8"), "gpus.csv")
+    rows = gpus.built_in_rows()
     if override is not None:
         rows = read_rows(override.read_text(encoding="utf-8"), str(override)) + rows
     return GpuTable(rows)
-
-
-def read_rows(text: str, source: str) -> tuple[Gpu, ...]:
-    """Return the rows of a table in CSV form; `source` names it in errors.
-
-    Raises:
-        ValueError: a column is missing or a figure is not a positive number.
-    """
-    reader = csv.DictReader(text.splitlines())
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise ValueError(f"{source}: columns {', '.join(missing)} are missing; allowed: {','.join(COLUMNS)}")
-    return tuple(_row(record, f"{source}:{reader.line_num}") for record in reader)
-
-
-def _row(record: dict[str, str | None], where: str) -> Gpu:
-    cells = {column: (record.get(column) or "").strip() for column in COLUMNS}
-    try:
-        tflops = float(cells["fp16_dense_tflops"])
-        vram_gb = tuple(int(size) for size in cells["vram_gb"].split("|"))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}; allowed: TFLOPs such as 121, VRAM such as 24 or 40|80") from error
-    if not (cells["name_pattern"] and cells["source"] and 0 < tflops < float("inf")):
-        raise ValueError(f"{where}: a row needs a name pattern, a source and TFLOPs above 0; found {cells}")
-    aliases = tuple(alias.strip() for alias in cells["aliases"].split("|") if alias.strip())
-    return Gpu(cells["name_pattern"], aliases, tflops, vram_gb, cells["source"])
