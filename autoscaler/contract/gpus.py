@@ -52,7 +52,7 @@ class GpuTable:
         return tuple(alias for alias, _ in self._aliases.values())
 
     def lookup(self, model: str) -> Gpu | None:
-        """Return the row whose pattern matches the whole name, else the one with that alias; any case, None: unknown."""
+        """Return the row whose pattern matches the whole name, else that with the alias, in any case; None: unknown."""
         if model not in self._found:
             self._found[model] = self._search(model.strip())
         return self._found[model]

@@ -41,6 +41,10 @@ DEDICATED_GPU: Final = PREFIX + "dedicated-gpu"
 AUTOSCALING_PAUSED: Final = PREFIX + "autoscaling-paused"
 AUTOSCALING_REVERT: Final = PREFIX + "autoscaling-revert"
 AUTOSCALING_ORIGINAL: Final = PREFIX + "autoscaling-original"
+MODEL_PARAMS: Final = PREFIX + "model-params"
+MODEL_PRECISION: Final = PREFIX + "model-precision"
+MODEL_CONTEXT: Final = PREFIX + "model-context"
+MODEL_USERS: Final = PREFIX + "model-users"
 
 
 class QoS(StrEnum):

@@ -14,6 +14,7 @@ from typing import Any, Final, get_args
 from autoscaler.contract import keys
 from autoscaler.contract.keys import PREFIX, QoS
 from autoscaler.errors import Problem
+from autoscaler.model import sizing
 from autoscaler.model.config import Pause
 from autoscaler.model.fields import Isolation
 from autoscaler.model.layers import TARGETS
@@ -21,6 +22,7 @@ from autoscaler.model.problems import NAME_ALLOWED, is_name, near, shown
 from autoscaler.model.profile import MAX_GPU_COUNT
 from autoscaler.model.quantity import BYTES_ALLOWED, TFLOPS_ALLOWED, parse_amount
 from autoscaler.model.resources import Resource
+from autoscaler.model.sizing import ModelSize, Precision
 from autoscaler.model.upstream import UPSTREAM_KEYS
 
 GPU_LIBRARY_CONTAINER: Final = "inject-lib"
@@ -60,6 +62,17 @@ class Annotations:
     dedicated_gpu: bool | None = None
     pause: Pause | None = None
     revert: bool | None = None
+    model_params: float | None = None
+    model_precision: Precision | None = None
+    model_context: float | None = None
+    model_users: int | None = None
+
+    @property
+    def model_size(self) -> ModelSize | None:
+        """The size of the model that the workload serves; None where its weights are not told."""
+        if self.model_params is None or self.model_precision is None:
+            return None
+        return ModelSize(self.model_params, self.model_precision, self.model_context, self.model_users)
 
     @property
     def requests(self) -> tuple[float | None, float | None]:
@@ -190,8 +203,20 @@ ANNOTATIONS: Final = (
        "Nothing is changed ('true'), grown ('up') or shrunk ('down'); a time pauses everything until then."),
     _S(keys.AUTOSCALING_REVERT, "revert", _switch, _SWITCH,
        "Beside a layer that is turned off: restore the user's own figures."),
+    _S(keys.MODEL_PARAMS, "model_params", sizing.parse_params, sizing.PARAMS_ALLOWED,
+       "Ours: parameters of the model that is served. With model-precision: until enough was measured, no VRAM figure "
+       "is recommended under what the weights take; `tf-autoscaler estimate` prints these keys."),
+    _S(keys.MODEL_PRECISION, "model_precision", sizing.parse_precision, sizing.PRECISION_ALLOWED,
+       "Ours: how its weights are stored; only together with model-params."),
+    _S(keys.MODEL_CONTEXT, "model_context", sizing.parse_context, sizing.CONTEXT_ALLOWED,
+       "Ours: tokens of context per user. With all four keys, VRAM that nobody requested is estimated: in GiB, "
+       "parameters (B) x bytes per parameter + context (K) x users, spread over the worker's GPUs."),
+    _S(keys.MODEL_USERS, "model_users", sizing.parse_users, sizing.USERS_ALLOWED,
+       "Ours: users that one worker serves at once; only together with model-context."),
 )  # fmt: skip
 
+ALLOWED: Final = {spec.key: spec.allowed for spec in ANNOTATIONS}
+"""What may stand there, by key."""
 OTHER_KEYS: Final = (keys.ENABLED, keys.GPU_IDS, keys.AUTOSCALING_ORIGINAL)
 """Keys that are known but not read from annotations here."""
 

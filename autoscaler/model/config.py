@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from autoscaler.contract.keys import QoS
 from autoscaler.model.resources import Amounts, Resource
+from autoscaler.model.sizing import ModelSize
 
 
 class Mode(StrEnum):
@@ -174,4 +175,5 @@ class Configuration:
     initial_delay_seconds: float | None = None
     pause: Pause = Pause()
     revert: bool = False
+    model_size: ModelSize | None = None
     warnings: tuple[str, ...] = field(default=())

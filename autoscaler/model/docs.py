@@ -26,7 +26,8 @@ A value is looked for in this order, each field on its own:
 3. the default of the GPU pool or the cluster,
 4. the built-in default.
 
-A missing request is the limit and a missing limit is the request. A value that is not allowed is never replaced by a
+A missing request is the limit and a missing limit is the request; VRAM that neither annotation nor profile tells is
+estimated where the four `model-` annotations are set. A value that is not allowed is never replaced by a
 default: the workload keeps its last good configuration, and the condition `ConfigValid=False` names key, value and what
 is allowed. Keys that look like a typo of a known one are named in a warning."""
 _NOTATION: Final = """\

@@ -75,6 +75,11 @@ class Fleet:
         """Return what the configurations set."""
         return self.laid.knobs
 
+    @property
+    def prior(self) -> Floats:
+        """Return what is known before anything was measured (W, 2): TFLOPs and bytes needed at least, NaN none."""
+        return self.knobs.prior
+
     def __len__(self) -> int:
         """Return the number of workloads."""
         return len(self.keys)

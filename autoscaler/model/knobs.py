@@ -29,7 +29,8 @@ class Knobs:
     NaN in a percentile or ratio means that the estimator's own rule decides. `minimum` and `maximum`: bounds as
     absolute figures. `target_utilization`: of the limit, NaN where replicas don't follow that resource.
     `replica_steps` (W, 2): most replicas added, and removed, at once. `level_*`: of the service level. `rank`:
-    position of the service level, 0 gives first.
+    position of the service level, 0 gives first. `prior` (W, 2): what the size of the model says that a worker needs at
+    least on each device, NaN where nobody told it.
     """
 
     mode: Ints
@@ -58,6 +59,7 @@ class Knobs:
     level_vram_margin: Floats
     level_cool: Floats
     rank: Ints
+    prior: Floats
 
 
 BY_FIELD: Final = ("mode", "evaluation", "dead_band", "stabilization", "up_cool_down", "down_cool_down", "minimum")
@@ -65,6 +67,7 @@ WIDTHS: Final = {
     **dict.fromkeys((*BY_FIELD, "maximum"), len(Field)),
     **dict.fromkeys(("request_percentile", "request_buffer", "limit_percentile", "limit_buffer"), len(Resource)),
     **dict.fromkeys(("target_utilization", "replica_steps"), 2),
+    "prior": len(Resource),
 }
 
 
@@ -129,7 +132,13 @@ def _row(config: Configuration, original: Figures) -> dict[str, Any]:
         "level_vram_margin": level.vram_margin,
         "level_cool": level.cool_seconds,
         "rank": defaults.RANK[config.qos],
+        "prior": _prior(config),
     }
+
+
+def _prior(config: Configuration) -> tuple[float, float]:
+    size = config.model_size
+    return UNSET, UNSET if size is None else size.weights_bytes / config.gpu_count
 
 
 def _modes(config: Configuration) -> tuple[int, ...]:

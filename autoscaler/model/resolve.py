@@ -1,5 +1,7 @@
 """One documented order of precedence: annotation, then WorkloadProfile, then pool or cluster default, then built-in.
 
+VRAM that neither annotation nor profile requests is estimated from the size of the model, where annotations tell it.
+
 `resolve` returns a Configuration or raises ConfigError with everything that is wrong; it never falls back to a default
 because a value was bad.
 """
@@ -15,6 +17,7 @@ from autoscaler.contract.keys import QoS
 from autoscaler.errors import ConfigError, Problem
 from autoscaler.model import policies
 from autoscaler.model.annotations import (
+    ALLOWED,
     GPU_LIBRARY_CONTAINER,
     Annotations,
     container_problems,
@@ -26,18 +29,27 @@ from autoscaler.model.config import Configuration, LimitsPolicy, Pause, Replicas
 from autoscaler.model.policies import NONE, Pair
 from autoscaler.model.problems import ABSENT, is_name
 from autoscaler.model.profile import WorkloadProfileSpec
-from autoscaler.model.quantity import format_amount
-from autoscaler.model.resources import SPECS, Amount, Amounts, ResourceSpec
+from autoscaler.model.quantity import format_amount, round_amount
+from autoscaler.model.resources import SPECS, Amount, Amounts, Resource, ResourceSpec
 
 T = TypeVar("T")
 
 REQUEST_KEYS: Final = (keys.TFLOPS_REQUEST, keys.VRAM_REQUEST)
 LIMIT_KEYS: Final = (keys.TFLOPS_LIMIT, keys.VRAM_LIMIT)
 _BUILT_IN_ISOLATION: Final = "soft"
+_MODEL: Final = ("model_params", "model_precision", "model_context", "model_users")
 _JOINED: Final[dict[str, None]] = dict.fromkeys(
-    ("tflops_request", "tflops_limit", "vram_request", "vram_limit", "qos", "replicas")
+    ("tflops_request", "tflops_limit", "vram_request", "vram_limit", "qos", "replicas", *_MODEL)
 )
 """A pod that joins another workload decides none of these."""
+_TOGETHER: Final = (
+    (keys.MODEL_PARAMS, keys.MODEL_PRECISION),
+    (keys.MODEL_PRECISION, keys.MODEL_PARAMS),
+    (keys.MODEL_CONTEXT, keys.MODEL_USERS),
+    (keys.MODEL_USERS, keys.MODEL_CONTEXT),
+    (keys.MODEL_CONTEXT, keys.MODEL_PARAMS),
+)
+"""A key of the model's size, and the one that it says nothing without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,7 @@ def resolve(
         *parsed.problems,
         *label_problems,
         *_reference_problems(own, profile),
+        *_model_problems(annotations),
         *container_problems(own.inject_containers, owner.containers),
     ]
     warnings = [*parsed.warnings, *typo_warnings(labels)]
@@ -128,6 +141,7 @@ def _configuration(own: Annotations, spec: WorkloadProfileSpec, defaults: Defaul
         initial_delay_seconds=policies.initial_delay_seconds(config),
         pause=own.pause or Pause(),
         revert=bool(own.revert),
+        model_size=own.model_size,
     )
 
 
@@ -164,6 +178,14 @@ class _Figures:
     defaults: Defaults
     unread: frozenset[str]
 
+    @property
+    def estimated(self) -> Pair:
+        """Return the requests that the size of the model stands for; nobody can tell its TFLOPs without a run."""
+        vram = self.own.model_size.vram_bytes if self.own.model_size is not None else None
+        if vram is None:
+            return NONE
+        return None, round_amount(Resource.VRAM, vram / (_first(self.own.gpu_count, self.spec.gpu_count) or 1))
+
 
 def _amounts(sources: _Figures, problems: list[Problem]) -> Amounts:
     compute, vram = (_amount(sources, resource, problems) for resource in SPECS)
@@ -177,6 +199,8 @@ def _amount(sources: _Figures, resource: ResourceSpec, problems: list[Problem]) 
     profile_limit = policies.figures(profile.limits if profile else None)[index]
     request = _first(sources.own.requests[index], profile_request)
     limit = _first(sources.own.limits[index], profile_limit)
+    if request is None and limit is None:
+        request = sources.estimated[index]
     if request is None and limit is None:
         request, limit = sources.defaults.requests[index], sources.defaults.limits[index]
     request, limit = _first(request, limit), _first(limit, request)
@@ -220,8 +244,14 @@ def _reference_problems(own: Annotations, profile: WorkloadProfileSpec | None) -
         )
 
 
+def _model_problems(annotations: Mapping[str, object]) -> Iterable[Problem]:
+    missing = {other: key for key, other in _TOGETHER if key in annotations and other not in annotations}
+    for key, beside in missing.items():
+        yield Problem(key, ABSENT, f"{ALLOWED[key]}, beside {beside}")
+
+
 def _ignored_by_joining(annotations: Mapping[str, object]) -> Iterable[str]:
-    ignored = (*REQUEST_KEYS, *LIMIT_KEYS, keys.QOS, keys.REPLICAS, keys.WORKLOAD_PROFILE)
+    ignored = (*REQUEST_KEYS, *LIMIT_KEYS, keys.QOS, keys.REPLICAS, keys.WORKLOAD_PROFILE, keys.MODEL_PARAMS)
     for key in ignored:
         if key in annotations:
             yield f"{key} changes nothing: with {keys.GENERATE_WORKLOAD} 'false' the joined workload decides"

@@ -13,6 +13,7 @@ from autoscaler.contract.keys import PREFIX, QoS
 from autoscaler.model.annotations import ANNOTATIONS, container_problems, parse_annotations
 from autoscaler.model.config import Pause
 from autoscaler.model.resources import GIB, Resource
+from autoscaler.model.sizing import Precision
 
 GOOD = {
     "tflops-request": ("31250m", 31.25),
@@ -40,6 +41,10 @@ GOOD = {
     "dedicated-gpu": ("true", True),
     "autoscaling-paused": ("up", Pause(up=True)),
     "autoscaling-revert": ("true", True),
+    "model-params": ("7B", 7e9),
+    "model-precision": ("fp8", Precision.FP8),
+    "model-context": ("8K", 8192.0),
+    "model-users": ("4", 4),
 }
 BAD = {
     "tflops-request": ["10TF", "", "-1", "0"],
@@ -67,6 +72,10 @@ BAD = {
     "dedicated-gpu": ["2"],
     "autoscaling-paused": ["2030-01-31", "2030-01-31T18:00:00", "tomorrow", "2030-13-01T00:00:00Z"],
     "autoscaling-revert": ["maybe"],
+    "model-params": ["7Gi", "0B", "-7B", "seven", "", "٧B"],
+    "model-precision": ["fp12", ""],
+    "model-context": ["8KB", "0", "8 thousand"],
+    "model-users": ["0", "1.5", "four", "-1"],
 }
 
 
