@@ -14,7 +14,7 @@ from autoscaler.guard.evidence import enough, fresh, not_managed_elsewhere, supp
 from autoscaler.guard.stability import cool_down, dead_band, stabilization, step
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.knobs import ON
-from autoscaler.model.proposal import Allowed, Wanted
+from autoscaler.model.proposal import Allowed, Passage, Trace, Wanted
 from autoscaler.model.reasons import VERDICT_CODE, Verdict
 from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Bools, Floats
@@ -60,28 +60,34 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Rows, limits: Limits) -> Allowed
     verdict = np.where(idle, VERDICT_CODE[Verdict.RECOMMEND_ONLY], VERDICT_CODE[Verdict.PASSED]).astype(np.int8)
     applied = np.where(on & due, figure, fleet.current)
     case = Case(fleet, wanted, memory, limits, on & due, applied, verdict, ~(on & due))
-    for guard_it in GUARDS:
+    case, way = _through(case, GUARDS)
+    target, shown, advised = _recommended(case, figure, on)
+    known = {name: memory[name].copy() for name in memory.columns}
+    trace = Trace(on, due, way, shown, advised, known, limits.fresh_seconds, limits.min_samples)
+    return replace(_remembered(case, target, due), trace=trace)
+
+
+def _through(case: Case, guards: tuple[Guard, ...]) -> tuple[Case, tuple[Passage, ...]]:
+    """Return the case behind the last guard, and what each one left."""
+    way = []
+    for guard_it in guards:
         case = guard_it(case)
-    return _remembered(case, _recommended(case, figure, on), due)
+        way.append(Passage(guard_it.__name__, case.figure, case.verdict))
+    return case, tuple(way)
 
 
-def _recommended(case: Case, figure: Floats, on: Bools) -> Floats:
-    """Return what is shown: inside bounds, order and device, apart from what the moment allows.
+def _recommended(case: Case, figure: Floats, on: Bools) -> tuple[Floats, tuple[Passage, ...], tuple[Passage, ...]]:
+    """Return what is shown: inside bounds, order and device, apart from what the moment allows; and the ways there.
 
     A layer that is on is shown beside what is in force, not beside what others merely recommend; those yield to it.
     """
-    held = np.where(on, figure, case.fleet.current)
-    target = np.where(on, _shaped(replace(case, figure=held)), _shaped(replace(case, figure=figure)))
+    free = replace(case, frozen=np.zeros_like(case.frozen))
+    held, shown = _through(replace(free, figure=np.where(on, figure, case.fleet.current)), SHAPING)
+    every, advised = _through(replace(free, figure=figure), SHAPING)
+    target = np.where(on, held.figure, every.figure)
     for request, limit in PAIRS:
         target[:, request] = np.fmin(target[:, request], target[:, limit])
-    return target
-
-
-def _shaped(case: Case) -> Floats:
-    case = replace(case, frozen=np.zeros_like(case.frozen))
-    for shape_it in SHAPING:
-        case = shape_it(case)
-    return case.figure
+    return target, shown, advised
 
 
 def _remembered(case: Case, target: Floats, due: Bools) -> Allowed:

@@ -40,12 +40,41 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Passage:
+    """What a guard, by name, left of the figures, and its verdicts so far; arrays (W, 5) by Field."""
+
+    guard: str
+    figure: Floats
+    verdict: Codes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """The way of the figures through the guards, so that one workload's can be told later.
+
+    It holds on to what the guards made anyway, so it costs next to nothing to keep. `on`, `due` (W, 5): figures whose
+    layer is applied, and that were evaluated in this pass. `applied`: what each guard left. `shown`, `advised`: the
+    same of what is recommended, beside the figures in force and beside all that is recommended. `memory`: what the
+    guards remembered, by name. `fresh_seconds`, `min_samples`: the fleet's limits.
+    """
+
+    on: Bools
+    due: Bools
+    applied: tuple[Passage, ...]
+    shown: tuple[Passage, ...]
+    advised: tuple[Passage, ...]
+    memory: Mapping[str, Floats]
+    fresh_seconds: float
+    min_samples: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Allowed:
     """What may be applied now; arrays (W, 5) by Field.
 
     `figure`: to be put in force (the one in force already where nothing moves). `target`: what is recommended, inside
     bounds, order and device. `cause`, `verdict`: codes of what led to it and of what a guard did, when it was last
-    evaluated.
+    evaluated. `trace`: how it came to that, guard by guard.
     """
 
     fleet: Fleet
@@ -54,6 +83,7 @@ class Allowed:
     target: Floats
     cause: Codes
     verdict: Codes
+    trace: Trace | None = None
 
     @property
     def changed(self) -> Bools:
