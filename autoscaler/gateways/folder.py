@@ -35,6 +35,7 @@ _FIELDS: Final = {
     "Job": "owners",
     "CronJob": "owners",
     "Node": "nodes",
+    "GPUResourceQuota": "quotas",
 }
 """Kinds that are read, and where they stand in a ClusterView; others may lie in the folder and are left alone."""
 

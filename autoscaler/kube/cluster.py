@@ -68,6 +68,7 @@ class KubeCluster:
             pods=tuple(pods),
             owners=tuple(fields["owners"]),
             nodes=tuple(fields["nodes"]),
+            quotas=tuple(fields["quotas"]),
         )
 
     async def write(self, write: ClusterWrite) -> None:
@@ -106,7 +107,12 @@ class KubeCluster:
         return list({pod["metadata"]["uid"]: pod for pods in found for pod in pods}.values())
 
     async def _list(self, resource: ApiResource, query: Mapping[str, str]) -> list[Manifest]:
-        items = await self._client.list_all(resource.path(), query)
+        try:
+            items = await self._client.list_all(resource.path(), query)
+        except StatusError as error:
+            if resource.optional and error.status == 404:
+                return []
+            raise
         return [_trimmed(item, resource) for item in items]
 
     async def _create(self, manifest: Manifest) -> None:

@@ -11,13 +11,17 @@ from autoscaler.contract.keys import DOMAIN
 
 @dataclass(frozen=True, slots=True)
 class ApiResource:
-    """One kind: `field` is where it stands in a ClusterView, empty when it is only written."""
+    """One kind: `field` is where it stands in a ClusterView, empty when it is only written.
+
+    `optional`: an API server that does not know the kind has none of it.
+    """
 
     api_version: str
     kind: str
     plural: str
     field: str = ""
     namespaced: bool = True
+    optional: bool = False
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         """Return the path of one object, of a namespace's objects, or of all."""
@@ -41,6 +45,7 @@ RESOURCES: Final = (
     ApiResource("batch/v1", "Job", "jobs", "owners"),
     ApiResource("batch/v1", "CronJob", "cronjobs", "owners"),
     ApiResource("v1", "Node", "nodes", "nodes", namespaced=False),
+    ApiResource(_OURS, "GPUResourceQuota", "gpuresourcequotas", "quotas", optional=True),
 )
 EVENTS: Final = ApiResource("events.k8s.io/v1", "Event", "events")
 BY_KIND: Final = {resource.kind: resource for resource in RESOURCES}

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from autoscaler.model.knobs import UNSET, Figures, Knobs, Laid, to_knobs
+from autoscaler.model.resource_quota import Quotas, to_quotas
 from autoscaler.model.resources import Amounts, Resource
 from autoscaler.model.snapshot import NodeState, Snapshot
 from autoscaler.model.usage import Bools, Floats, Ints, WorkloadKey
@@ -59,7 +60,7 @@ class Fleet:
 
     `current`, `original` (W, 5): figures in force, and the user's own. `device` (W, 2): the smallest device it runs on
     (inf unknown). `live` (W, 2): use now as the agents see it, largest worker. `gpu_count`, `ready` (W,): devices per
-    worker, ready workers.
+    worker, ready workers. `quotas`: of their namespaces, None where there is none.
     """
 
     now: float
@@ -74,6 +75,7 @@ class Fleet:
     flags: Flags
     laid: Laid
     placement: Placement
+    quotas: Quotas | None = None
 
     @property
     def knobs(self) -> Knobs:
@@ -112,6 +114,7 @@ def to_fleet(snapshot: Snapshot, previous: Fleet | None = None) -> Fleet:
         flags=_flags(workloads, snapshot),
         laid=to_knobs([workload.config for workload in workloads], originals, previous.laid if previous else None),
         placement=placement,
+        quotas=to_quotas([workload.key for workload in workloads], snapshot.quotas),
     )
 
 

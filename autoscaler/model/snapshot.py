@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autoscaler.contract.quota import DeviceInfo, QuotaStatus
+from autoscaler.model.resource_quota import ResourceQuota
 from autoscaler.model.workload import Discovered
 
 
@@ -26,8 +27,9 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Workloads and nodes, read once per pass."""
+    """Workloads, nodes, and resource quotas by namespace, read once per pass."""
 
     now: float
     discovered: Discovered
     nodes: Mapping[str, NodeState]
+    quotas: Mapping[str, ResourceQuota] = field(default_factory=dict)

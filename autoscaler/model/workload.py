@@ -26,6 +26,8 @@ class ClusterView:
     owners: tuple[Manifest, ...] = ()
     """Deployments, StatefulSets, ReplicaSets, Jobs, CronJobs."""
     nodes: tuple[Manifest, ...] = ()
+    quotas: tuple[Manifest, ...] = ()
+    """GPUResourceQuotas, where they are installed."""
     problems: tuple[Problem, ...] = ()
 
 
