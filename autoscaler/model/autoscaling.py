@@ -19,9 +19,11 @@ from autoscaler.model.layers import (
     figures_above,
 )
 from autoscaler.model.problems import ABSENT
+from autoscaler.model.quantity import format_duration
 from autoscaler.model.rules import one_form, quantity_at_most, validations
 
 MAX_CRON_RULES = 64
+MAX_EXTERNAL_TIMEOUT_SECONDS = 30.0
 
 _CRON_PATTERN = (
     r"^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9*/,?-]+ +[0-9*/,?-]+ +[0-9*/,?LW-]+ "
@@ -76,7 +78,7 @@ class SecretReference(Spec):
 
 
 class ExternalScalerSpec(Spec):
-    """A scaler of the user's own, asked over HTTP; its answer is one more recommendation, guarded like any other."""
+    """A scaler of the user's own, asked over HTTP; its answer is an order within bounds, capacity and live use."""
 
     enable: bool | None = Field(None, description="Whether it is asked.")
     url: Annotated[str, Field(max_length=2048, pattern=r"^https?://[^ ]+$")] | None = Field(
@@ -85,14 +87,17 @@ class ExternalScalerSpec(Spec):
     api_key_secret_ref: SecretReference | None = Field(
         None, alias="apiKeySecretRef", description="Secret with the bearer token to send."
     )
-    timeout: Period | None = Field(None, description="How long an answer is waited for; absent: 5s.")
+    timeout: Period | None = Field(None, description="How long an answer is waited for, at most 30s; absent: 5s.")
     initial_delay_period: Delay | None = Field(None, description="It is not asked before a workload has run this long.")
-    interval: Period | None = Field(None, description="Time between two questions.")
+    interval: Period | None = Field(None, description="Time between two questions; absent: 1m.")
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield an enabled scaler that cannot be reached."""
         if self.enable and self.url is None:
             yield "url", ABSENT, "an https:// or http:// URL, because enable is true"
+        if self.timeout is not None and self.timeout > MAX_EXTERNAL_TIMEOUT_SECONDS:
+            allowed = f"at most {format_duration(MAX_EXTERNAL_TIMEOUT_SECONDS)}: a pass waits for it"
+            yield "timeout", format_duration(self.timeout), allowed
 
 
 class BoundsSpec(

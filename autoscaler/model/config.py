@@ -129,13 +129,16 @@ class CronRule:
 
 @dataclass(frozen=True, slots=True)
 class ExternalScaler:
-    """A scaler of the user's own, asked over HTTPS."""
+    """A scaler of the user's own, asked over HTTP(S). An empty `secret_namespace` is the workload's own."""
 
     url: str
     enable: bool = False
     timeout_seconds: float = 5.0
+    interval_seconds: float = 60.0
+    initial_delay_seconds: float = 0.0
     secret_name: str = ""
     secret_key: str = ""
+    secret_namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

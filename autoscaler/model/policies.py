@@ -33,6 +33,7 @@ from autoscaler.model.layers import (
 Pair = tuple[float | None, float | None]
 NONE: Final[Pair] = (None, None)
 DEFAULT_EXTERNAL_TIMEOUT_SECONDS: Final = 5.0
+DEFAULT_EXTERNAL_INTERVAL_SECONDS: Final = 60.0
 
 
 def figures(amounts: Figures | None) -> Pair:
@@ -190,8 +191,11 @@ def external_scaler(config: AutoScalingConfig) -> ExternalScaler | None:
         url=block.url,
         enable=bool(block.enable),
         timeout_seconds=block.timeout or DEFAULT_EXTERNAL_TIMEOUT_SECONDS,
+        interval_seconds=block.interval or DEFAULT_EXTERNAL_INTERVAL_SECONDS,
+        initial_delay_seconds=block.initial_delay_period or 0.0,
         secret_name=secret.name if secret else "",
         secret_key=(secret.key or "") if secret else "",
+        secret_namespace=(secret.namespace or "") if secret else "",
     )
 
 
@@ -214,4 +218,7 @@ def config_warnings(config: AutoScalingConfig) -> list[str]:
             warnings.append(f"cron rule {rule.name} has no `enable: true` and does nothing")
         elif rule.desired_resources is None and rule.desired_replicas is None:
             warnings.append(f"cron rule {rule.name} has neither desiredResources nor desiredReplicas and does nothing")
+    scaler = config.external_scaler
+    if scaler is not None and scaler.api_key_secret_ref is not None and (scaler.url or "").startswith("http://"):
+        warnings.append("externalScaler sends its key in clear text: its url is http://, not https://")
     return warnings

@@ -31,6 +31,12 @@ class Cause(StrEnum):
     """Utilization of the limit is off its target."""
     NO_DATA = "NoData"
     """Nothing is known yet."""
+    CRON = "CronRule"
+    """A rule by the clock names the figure."""
+    EXTERNAL = "ExternalScaler"
+    """The owner's own scaler named the figure."""
+    CRON_ENDED = "CronRuleEnded"
+    """No rule by the clock is in force any more: back to the owner's figure."""
 
 
 class Verdict(StrEnum):

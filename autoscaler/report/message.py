@@ -26,6 +26,9 @@ CAUSE_TEXT: Final = {
     Cause.IDLE: "the workload idles and its memory cools down",
     Cause.LOAD: "utilization of the limits is off its target",
     Cause.NO_DATA: "nothing is known yet",
+    Cause.CRON: "a rule by the clock names it",
+    Cause.EXTERNAL: "the owner's own scaler names it",
+    Cause.CRON_ENDED: "no rule by the clock is in force any more, back to the owner's figure",
 }
 VERDICT_TEXT: Final = {
     Verdict.PASSED: "",

@@ -113,7 +113,14 @@ GOLDEN_FULL = Configuration(
             replicas=4,
         ),
     ),
-    external=ExternalScaler("https://scaler.lab.svc/recommend", False, 3.0, "scaler", "token"),
+    external=ExternalScaler(
+        "https://scaler.lab.svc/recommend",
+        timeout_seconds=3.0,
+        initial_delay_seconds=600.0,
+        secret_name="scaler",
+        secret_key="token",
+        secret_namespace="lab",
+    ),
     bounds=Bounds((2.0, GIB), (100.0, 40 * GIB), (0.2, 0.2), (5.0, 5.0)),
     initial_delay_seconds=1800,
 )
