@@ -16,6 +16,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from autoscaler.advise.commands import estimate
 from autoscaler.controller import World
 from autoscaler.errors import AutoscalerError, ConfigError, Problem
 from autoscaler.gateways.agents import AgentAccess, HttpAgents
@@ -279,3 +280,6 @@ def _one_line_errors() -> Iterator[None]:
 def _fail(message: str, code: int = 1) -> NoReturn:
     err.print(f"error: {message}", markup=False, highlight=False)
     raise typer.Exit(code)
+
+
+app.command()(_one_line_errors()(estimate))

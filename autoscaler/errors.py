@@ -34,7 +34,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.source}: " if self.source else ""
-        return f"{where}{self.path}: {self.value!r} is not allowed; allowed: {self.allowed}"
+        found = f"{self.value!r} is not allowed" if self.value else "is missing"
+        return f"{where}{self.path}: {found}; allowed: {self.allowed}"
 
 
 class ConfigError(AutoscalerError):

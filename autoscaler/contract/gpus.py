@@ -57,6 +57,13 @@ class GpuTable:
             self._found[model] = self._search(model.strip())
         return self._found[model]
 
+    def sizes_gb(self, model: str) -> tuple[int, ...]:
+        """Return the sizes of VRAM that a model is sold with, rising; a short name may mean several boards."""
+        name = model.strip()
+        rows = [row for pattern, row in self._patterns if pattern.fullmatch(name)]
+        rows = rows or [row for _, row in self._patterns if name.casefold() in map(str.casefold, row.aliases)]
+        return tuple(sorted({size for row in rows for size in row.vram_gb}))
+
     def _search(self, model: str) -> Gpu | None:
         for pattern, row in self._patterns:
             if pattern.fullmatch(model):

@@ -1,0 +1,1 @@
+"""Advice on the command line, without a cluster: `estimate` from a model's size, `recommend` from Prometheus alone."""
