@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from autoscaler.model.knobs import UNSET, Figures, Knobs, Laid, to_knobs
+from autoscaler.model.orders import Orders, over_knobs, to_orders
 from autoscaler.model.resource_quota import Quotas, to_quotas
 from autoscaler.model.resources import Amounts, Resource
 from autoscaler.model.snapshot import NodeState, Snapshot
@@ -60,7 +61,8 @@ class Fleet:
 
     `current`, `original` (W, 5): figures in force, and the user's own. `device` (W, 2): the smallest device it runs on
     (inf unknown). `live` (W, 2): use now as the agents see it, largest worker. `gpu_count`, `ready` (W,): devices per
-    worker, ready workers. `quotas`: of their namespaces, None where there is none.
+    worker, ready workers. `laid`: configurations as columns; `knobs`: the same under what is ordered now. `quotas`: of
+    their namespaces, None where there is none.
     """
 
     now: float
@@ -75,12 +77,14 @@ class Fleet:
     flags: Flags
     laid: Laid
     placement: Placement
+    orders: Orders
+    knobs: Knobs
     quotas: Quotas | None = None
 
     @property
-    def knobs(self) -> Knobs:
-        """Return what the configurations set."""
-        return self.laid.knobs
+    def ordered(self) -> Bools:
+        """Return which figures a rule by the clock or an external scaler orders now, (W, 5)."""
+        return self.orders.given
 
     @property
     def prior(self) -> Floats:
@@ -101,6 +105,8 @@ def to_fleet(snapshot: Snapshot, previous: Fleet | None = None) -> Fleet:
     originals = [_original(workload) for workload in workloads]
     currents = [(*_figures(workload.current), float(workload.replicas)) for workload in workloads]
     placement, device, live = _place(workloads, snapshot.nodes)
+    laid = to_knobs([workload.config for workload in workloads], originals, previous.laid if previous else None)
+    orders = to_orders(snapshot, laid, previous.orders if previous else None)
     return Fleet(
         now=snapshot.now,
         keys=tuple(workload.key for workload in workloads),
@@ -112,8 +118,10 @@ def to_fleet(snapshot: Snapshot, previous: Fleet | None = None) -> Fleet:
         gpu_count=np.array([workload.config.gpu_count for workload in workloads], dtype=float),
         ready=np.array([sum(w.ready for w in workload.workers) for workload in workloads], dtype=float),
         flags=_flags(workloads, snapshot),
-        laid=to_knobs([workload.config for workload in workloads], originals, previous.laid if previous else None),
+        laid=laid,
         placement=placement,
+        orders=orders,
+        knobs=over_knobs(orders, laid),
         quotas=to_quotas([workload.key for workload in workloads], snapshot.quotas),
     )
 
@@ -123,7 +131,8 @@ def _figures(amounts: Amounts) -> tuple[float, float, float, float]:
 
 
 def _original(workload: Workload) -> Figures:
-    replicas = workload.config.replicas
+    noted = workload.original_replicas  # the owner's count was moved since: its present one is not the user's
+    replicas = workload.config.replicas if noted is None else noted
     return *_figures(workload.original), float(workload.replicas if replicas is None else replicas)
 
 

@@ -97,6 +97,8 @@ class Workload:
     status: Manifest = field(default_factory=lambda: EMPTY)
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    original_replicas: int | None = None
+    """Replicas before a rule by the clock moved them, as noted on the object; None: no rule did."""
 
 
 @dataclass(frozen=True, slots=True)
