@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autoscaler.contract.quota import DeviceInfo, QuotaStatus
+from autoscaler.model.external import ScalerState
 from autoscaler.model.resource_quota import ResourceQuota
+from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import Discovered
 
 
@@ -27,9 +29,13 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Workloads, nodes, and resource quotas by namespace, read once per pass."""
+    """Workloads, nodes, and resource quotas by namespace, read once per pass.
+
+    `external`: what is known of the scalers of those workloads that have one of their own.
+    """
 
     now: float
     discovered: Discovered
     nodes: Mapping[str, NodeState]
     quotas: Mapping[str, ResourceQuota] = field(default_factory=dict)
+    external: Mapping[WorkloadKey, ScalerState] = field(default_factory=dict)
