@@ -43,7 +43,8 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
     step = fleet.knobs.scale_up_step ** np.where(streak > 1, 2, 1)
     probe = np.fmax(step * current, inputs.pop("learnt"))
     # Saturation is a shortage that was answered by a raise: after it lowering waits as long as after one.
-    calm = fleet.now - memory["saturated_at"] > fleet.knobs.down_cool_down[:, Field.COMPUTE_LIMIT]
+    since, wait = fleet.now - memory["saturated_at"], fleet.knobs.down_cool_down[:, Field.COMPUTE_LIMIT]
+    calm = since > wait
     raised = request > fleet.current[:, Field.COMPUTE_REQUEST]
     rules = (
         (np.isnan(normal) & ~saturated, current, Cause.NO_DATA),
@@ -58,7 +59,12 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
         upper=normal / lower_ratio,
         cause=cause,
         urgent=np.asarray(saturated, dtype=np.bool_),
-        inputs={**inputs, "saturated_samples": streak.copy(), "step": np.where(saturated, step, np.nan)},
+        inputs={
+            **inputs,
+            "saturated_samples": streak.copy(),
+            "step": np.where(saturated, step, np.nan),
+            "lowering_waits_seconds": np.where(calm, np.nan, wait - since),
+        },
     )
 
 
@@ -123,7 +129,8 @@ def vram_limits(fleet: Fleet, memory: Rows, high: Floats, inputs: dict[str, Floa
         (wanted < VRAM_LOWER_RATIO * current, wanted, Cause.SURPLUS),
     )
     figure, cause = choose(current, rules)
-    named = {**inputs, "percentile": percentile, "quantile": quantile, "oom_floor": floor}
+    buffer = np.where(explicit, fleet.knobs.limit_buffer[:, Resource.VRAM], np.nan)
+    named = {**inputs, "percentile": percentile, "quantile": quantile, "limit_buffer_ratio": buffer, "oom_floor": floor}
     return Estimate(figure, wanted / RAISE_RATIO, wanted / VRAM_LOWER_RATIO, cause, near | ran_out, named)
 
 

@@ -126,6 +126,7 @@ def vram_requests(fleet: Fleet, memory: Rows, low: Floats, inputs: dict[str, Flo
         inputs={
             **inputs,
             "idle_seconds": np.where(np.isfinite(idle_seconds), idle_seconds, np.nan),
+            "cools_after_seconds": np.where(np.isfinite(fleet.knobs.level_cool), fleet.knobs.level_cool, np.nan),
             "oom_floor": floor,
         },
     )

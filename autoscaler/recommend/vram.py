@@ -53,6 +53,7 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     inputs = {
         "percentile": percentile,
         "working_level": working,
+        "q95": np.where(np.isnan(explicit), np.nan, q95),
         "buffer_ratio": above,
         "peak_7h": peak,
         "margin_ratio": margin,
