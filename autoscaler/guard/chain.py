@@ -11,6 +11,7 @@ from autoscaler.guard.bounds import PAIRS, bounds, live_use, order, published
 from autoscaler.guard.capacity import capacity, rate
 from autoscaler.guard.case import Case, Guard, Limits
 from autoscaler.guard.evidence import enough, fresh, not_managed_elsewhere, supported, unpaused, valid
+from autoscaler.guard.ordered import of_layers
 from autoscaler.guard.stability import cool_down, dead_band, stabilization, step
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.knobs import ON
@@ -21,17 +22,17 @@ from autoscaler.model.usage import Bools, Floats
 
 GUARDS: Final[tuple[Guard, ...]] = (
     # is there anything to decide on?
-    enough,
-    fresh,
-    valid,
+    of_layers(enough),
+    of_layers(fresh),
+    of_layers(valid),
     unpaused,
     supported,
     not_managed_elsewhere,
     # is now the time?
-    dead_band,
-    stabilization,
-    step,
-    cool_down,
+    of_layers(dead_band),
+    of_layers(stabilization),
+    of_layers(step),
+    of_layers(cool_down),
     # how far? From here on a figure is only made safer, whatever came before.
     live_use,
     bounds,

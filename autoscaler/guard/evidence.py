@@ -53,12 +53,15 @@ def supported(case: Case) -> Case:
 
 
 def not_managed_elsewhere(case: Case) -> Case:
-    """Replicas are moved by one autoscaler only, and not while pods are pending or a rollout runs."""
-    flags = case.fleet.flags
+    """Replicas are moved by one autoscaler only, and not while pods are pending or a rollout runs.
+
+    What is ordered is not measured, so pods that are pending or changing don't falsify it.
+    """
+    flags, measured = case.fleet.flags, ~case.fleet.ordered[:, Field.REPLICAS]
     for flag, verdict in (
         (flags.managed_elsewhere, Verdict.REPLICAS_MANAGED_ELSEWHERE),
-        (flags.rollout, Verdict.ROLLOUT_IN_PROGRESS),
-        (flags.pending, Verdict.PODS_PENDING),
+        (flags.rollout & measured, Verdict.ROLLOUT_IN_PROGRESS),
+        (flags.pending & measured, Verdict.PODS_PENDING),
     ):
         case = case.hold(flag[:, None] & REPLICAS[None, :], verdict, freeze=True)
     return case

@@ -11,6 +11,7 @@ from autoscaler.model.proposal import Wanted
 from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Floats
 from autoscaler.recommend.limits import compute_limits, vram_limits
+from autoscaler.recommend.orders import lay_over
 from autoscaler.recommend.replicas import replicas
 from autoscaler.recommend.requests import compute_requests, vram_requests
 from autoscaler.recommend.vram import vram_levels
@@ -26,7 +27,7 @@ def recommend(fleet: Fleet, memory: Rows) -> Wanted:
     vram_limit = vram_limits(fleet, memory, high, levels)
     count = replicas(fleet, memory, (compute_limit.figure, vram_limit.figure))
     estimates = (compute_request, compute_limit, vram_request, vram_limit, count)
-    return Wanted(
+    wanted = Wanted(
         figure=np.stack([one.figure for one in estimates], axis=1),
         lower=np.stack([one.lower for one in estimates], axis=1),
         upper=np.stack([one.upper for one in estimates], axis=1),
@@ -37,8 +38,10 @@ def recommend(fleet: Fleet, memory: Rows) -> Wanted:
         first_at=memory["first_at"].copy(),
         last_at=memory["last_at"].copy(),
     )
+    return lay_over(fleet, wanted)
 
 
 def _in_effect(fleet: Fleet, field: Field, wanted: Floats) -> Floats:
-    """Return the wanted figure where its layer is applied, else the one in force."""
-    return np.where(fleet.knobs.mode[:, field] == ON, wanted, fleet.current[:, field])
+    """Return the ordered figure, else the wanted one where its layer is applied, else the one in force."""
+    layer = np.where(fleet.knobs.mode[:, field] == ON, wanted, fleet.current[:, field])
+    return np.where(fleet.ordered[:, field], fleet.orders.figure[:, field], layer)
