@@ -11,9 +11,11 @@ from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceInfo, DeviceStatus, Observed, QuotaStatus, WorkerStatus
 from autoscaler.guard import Limits, guard, note
 from autoscaler.guard import new_memory as new_guard_memory
+from autoscaler.guard.trace import record_of
 from autoscaler.model.config import Configuration, LimitsPolicy, Mode, RequestsPolicy
 from autoscaler.model.decision import Decision, Field
 from autoscaler.model.fleet import to_fleet
+from autoscaler.model.record import Record
 from autoscaler.model.resources import GIB, Amount, Amounts
 from autoscaler.model.snapshot import NodeState, Snapshot
 from autoscaler.model.usage import Usage, Window, WorkloadKey, censored
@@ -33,7 +35,7 @@ ON = Configuration(
 
 @dataclass
 class Stage:
-    """`run` advances minute by minute; `decisions` keeps each pass's decision."""
+    """`run` advances minute by minute; `decisions` and `records` keep each pass's decision, short and long."""
 
     config: Configuration = ON
     device: DeviceInfo = field(default_factory=lambda: DeviceInfo("GPU-0", "NVIDIA H100 80GB HBM3", 80 * GIB, 989.0))
@@ -44,6 +46,7 @@ class Stage:
         self.figures = self.config.amounts
         self.learnt, self.guarded = new_memory(), new_guard_memory()
         self.decisions: list[Decision] = []
+        self.records: list[Record] = []
         self.ooms = 0
         self.down_until = 0.0
 
@@ -99,6 +102,7 @@ class Stage:
         self.replicas = int(figures[Field.REPLICAS])
         decision = allowed.decision(0)
         self.decisions.append(decision)
+        self.records.append(record_of(allowed, 0))
         return decision
 
     def run(
