@@ -170,9 +170,12 @@ class Controller:
         return Limits(fresh, self.settings.changes_per_pass, self.settings.min_samples)
 
     def _batch(self, snapshot: Snapshot, allowed: Allowed) -> Batch:
-        """Decide for those that move, and for those whose workers don't all hold the same yet."""
-        workloads = snapshot.discovered.workloads
-        uneven = (self._is_uneven(load) for load in workloads)
+        """Decide for those that move, whose workers don't all hold the same yet, or whose count is noted for nothing."""
+        workloads, ruled = snapshot.discovered.workloads, allowed.fleet.orders.ruled
+        uneven = (
+            self._is_uneven(load) or (load.original_replicas is not None and not ruled[row])
+            for row, load in enumerate(workloads)
+        )
         rows = np.flatnonzero(allowed.changed | np.fromiter(uneven, dtype=bool, count=len(workloads)))
         decisions: Mapping[WorkloadKey, Decision] = {
             allowed.fleet.keys[row]: allowed.decision(int(row)) for row in rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -22,8 +22,10 @@ from autoscaler.contract import keys
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, QuotaStatus, WorkerQuota
 from autoscaler.model.allowed import Overlay, is_applied, overlay_of
+from autoscaler.model.config import Mode
 from autoscaler.model.decision import AMOUNT_FIELDS, Decision, Field, field_of
 from autoscaler.model.quantity import format_amount
+from autoscaler.model.reasons import Cause
 from autoscaler.model.resources import Amounts, Resource, Side
 from autoscaler.model.snapshot import NodeState
 from autoscaler.model.steps import Annotate, ClusterWrite, Scale
@@ -55,11 +57,13 @@ def intents(workload: Workload, decision: Decision) -> tuple[ClusterWrite, ...]:
 
     A worker that was born with other figures than the workload holds is brought to them, too. Replicas go to the
     owner first and to the TensorFusionWorkload last, because the latter is where the next pass reads them: what a
-    crash between the two leaves undone is decided again.
+    crash between the two leaves undone is decided again. The count that a rule by the clock moves away from is noted
+    before, because nothing else would remember it.
     """
     overlay, told = overlay_of(decision), cache(_texts)
     annotated = (_annotate(workload, worker, overlay, told) for worker in workload.workers)
-    return (*(write for write in annotated if write is not None), *_scales(workload, decision))
+    amounts = tuple(write for write in annotated if write is not None)
+    return (*amounts, *_note(workload, decision), *_scales(workload, decision))
 
 
 def quotas_of(workload: Workload, worker: Worker, amounts: Amounts, state: NodeState) -> WorkerQuota | Held:
@@ -158,6 +162,17 @@ def _texts(amounts: Amounts) -> dict[str, str]:
 def _original(texts: Mapping[str, str]) -> str:
     prefix = len(keys.PREFIX)
     return json.dumps({key[prefix:]: text for key, text in texts.items()}, separators=(",", ":"))
+
+
+def _note(workload: Workload, decision: Decision) -> Iterator[Annotate]:
+    """Keep the count of before a rule on the object, for as long as such a rule, and no layer, decides on replicas."""
+    figure, noted = decision[Field.REPLICAS], workload.original_replicas
+    ruled, layered = figure.cause is Cause.CRON, workload.config.replicas_policy.mode is Mode.ON
+    if noted is None and ruled and not layered and workload.exists and is_applied(figure) and figure.changed:
+        text = json.dumps({"replicas": str(workload.replicas)}, separators=(",", ":"))
+        yield Annotate(workload.ref, {keys.AUTOSCALING_ORIGINAL: text})
+    elif noted is not None and not ruled and (layered or noted == workload.replicas):
+        yield Annotate(workload.ref, {keys.AUTOSCALING_ORIGINAL: None})
 
 
 def _scales(workload: Workload, decision: Decision) -> tuple[Scale, ...]:

@@ -117,7 +117,7 @@ def _plan(workload: Workload, decision: Decision) -> _Wrote:
 
 
 async def _write(cluster: Cluster, writes: Sequence[ClusterWrite]) -> _Wrote:
-    """Carry out one workload's writes; workers fail one by one, replicas stop at the first failure (order matters)."""
+    """Carry out one workload's writes; workers fail one by one, the workload's own stop at the first (order matters)."""
     done: list[ClusterWrite] = []
     errors: list[str] = []
     for write in writes:
@@ -125,7 +125,7 @@ async def _write(cluster: Cluster, writes: Sequence[ClusterWrite]) -> _Wrote:
             await cluster.write(write)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one workload, the others go on
             errors.append(_text(error))
-            if isinstance(write, Scale):
+            if isinstance(write, Scale) or (isinstance(write, Annotate) and write.ref.kind != "Pod"):
                 break
         else:
             done.append(write)

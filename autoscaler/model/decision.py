@@ -49,7 +49,8 @@ def field_of(resource: Resource, side: Side) -> Field:
 class FieldDecision:
     """One figure: what holds, what was wanted (and its uncapped value), what the guards left of it, and why.
 
-    `inputs` are the named numbers from which `uncapped` can be recomputed; `allowed == current` is a no-op.
+    `inputs` are the named numbers from which `uncapped` can be recomputed; `allowed == current` is a no-op. `because`:
+    who ordered it, in words, where an order decided instead of an estimate.
     """
 
     field: Field
@@ -63,6 +64,7 @@ class FieldDecision:
     cause: Cause
     verdict: Verdict
     inputs: Mapping[str, float]
+    because: str = ""
 
     @property
     def changed(self) -> bool:

@@ -51,6 +51,11 @@ class Orders:
         """Return which figures are ordered, (W, 5)."""
         return np.asarray(self.cause != NO_CAUSE, dtype=np.bool_)
 
+    @property
+    def ruled(self) -> Bools:
+        """Return whose replicas a rule by the clock orders, (W,)."""
+        return np.asarray(self.cause[:, Field.REPLICAS] == CAUSE_CODE[Cause.CRON], dtype=np.bool_)
+
     def told(self, row: int, field: Field) -> str:
         """Return who ordered a figure, in words; empty where nobody did."""
         code, turn, scaler = int(self.cause[row, field]), self.turns.turns[row], self.scalers[row]
@@ -172,7 +177,7 @@ def _clocked(previous: Orders | None) -> Mapping[WorkloadKey, frozenset[Field]]:
         return {}
     by_clock = np.isin(previous.cause, _BY_CLOCK)
     return {
-        previous.keys[row]: frozenset(Field(field) for field in np.flatnonzero(by_clock[row]))
+        previous.keys[row]: frozenset(field for field in Field if by_clock[row, field])
         for row in np.flatnonzero(by_clock.any(axis=1))
     }
 

@@ -116,5 +116,6 @@ class Allowed:
             upper_bound=float(wanted.upper[row, field]),
             cause=CAUSES[int(self.cause[row, field])],
             verdict=VERDICTS[int(self.verdict[row, field])],
+            because=self.fleet.orders.told(row, field),
             inputs={name: float(column[row]) for name, column in wanted.inputs[field].items()},
         )

@@ -32,7 +32,15 @@ from autoscaler.model.workload import (
 from autoscaler.read.configure import Resolution, inputs_of, settle
 from autoscaler.read.membership import WORKLOAD_KIND, Group, group_by_workload
 from autoscaler.read.owners import rollout_in_progress
-from autoscaler.read.workers import amount_problems, container_of, devices_of, largest, make_worker, statuses_by_pod
+from autoscaler.read.workers import (
+    amount_problems,
+    container_of,
+    devices_of,
+    largest,
+    make_worker,
+    noted_replicas,
+    statuses_by_pod,
+)
 
 NO_DEFAULTS = Defaults()
 
@@ -171,6 +179,7 @@ def _workload(
         status=manifest.get("status") or EMPTY,
         problems=(*resolution.problems, *unreadable),
         warnings=(*resolution.warnings, *_missing_operator(group, config)),
+        original_replicas=noted_replicas(manifest),
     )
 
 

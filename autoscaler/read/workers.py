@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
@@ -21,6 +22,7 @@ AMOUNT_KEYS: Final = (
     (Resource.VRAM, keys.VRAM_REQUEST, BYTES_ALLOWED),
     (Resource.VRAM, keys.VRAM_LIMIT, BYTES_ALLOWED),
 )
+_NOTED: Final = re.compile(r'\{"replicas":\s*"?([0-9]{1,6})"?\}')
 Texts = tuple[str | None, str | None, str | None, str | None]
 
 
@@ -46,6 +48,13 @@ def devices_of(pod: Manifest, statuses: tuple[WorkerStatus, ...]) -> tuple[str, 
 def container_of(statuses: tuple[WorkerStatus, ...]) -> str:
     """Return the container that the agent knows the worker by, empty when there is not exactly one."""
     return statuses[0].container if len(statuses) == 1 else ""
+
+
+def noted_replicas(workload: Manifest) -> int | None:
+    """Return the count that was noted on a workload's object before a rule by the clock moved it, None: none was."""
+    text = ((workload.get("metadata") or EMPTY).get("annotations") or EMPTY).get(keys.AUTOSCALING_ORIGINAL, "")
+    found = _NOTED.fullmatch(text)
+    return None if found is None else int(found[1])
 
 
 def make_worker(pod: Manifest, devices: tuple[str, ...], container: str, otherwise: Amounts) -> Worker:

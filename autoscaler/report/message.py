@@ -62,7 +62,7 @@ UNKNOWN: Final = "unknown"
 
 def sentence(decision: FieldDecision) -> str:
     """Return what happens to a figure and why, so that a reader can recompute it."""
-    cause = f"{decision.cause}, {CAUSE_TEXT[decision.cause]}"
+    cause = f"{decision.cause}, {decision.because or CAUSE_TEXT[decision.cause]}"
     inputs = ", ".join(_inputs(decision))
     text = f"{_subject(decision)} {_move(decision)}: {cause}" + (f" ({inputs})" if inputs else "")
     if is_blocked(decision) and decision.verdict is not Verdict.RECOMMEND_ONLY:
