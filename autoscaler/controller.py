@@ -170,7 +170,7 @@ class Controller:
         return Limits(fresh, self.settings.changes_per_pass, self.settings.min_samples)
 
     def _batch(self, snapshot: Snapshot, allowed: Allowed) -> Batch:
-        """Decide for those that move, whose workers don't all hold the same yet, or whose count is noted for nothing."""
+        """Decide for those that move, whose workers don't all hold the same, or whose count is noted for nothing."""
         workloads, ruled = snapshot.discovered.workloads, allowed.fleet.orders.ruled
         uneven = (
             self._is_uneven(load) or (load.original_replicas is not None and not ruled[row])

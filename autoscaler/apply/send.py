@@ -117,7 +117,7 @@ def _plan(workload: Workload, decision: Decision) -> _Wrote:
 
 
 async def _write(cluster: Cluster, writes: Sequence[ClusterWrite]) -> _Wrote:
-    """Carry out one workload's writes; workers fail one by one, the workload's own stop at the first (order matters)."""
+    """Carry out one workload's writes; workers fail one by one, its own stop at the first failure (order matters)."""
     done: list[ClusterWrite] = []
     errors: list[str] = []
     for write in writes:
