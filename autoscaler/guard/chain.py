@@ -12,6 +12,7 @@ from autoscaler.guard.capacity import capacity, rate
 from autoscaler.guard.case import Case, Guard, Limits
 from autoscaler.guard.evidence import enough, fresh, not_managed_elsewhere, supported, unpaused, valid
 from autoscaler.guard.ordered import of_layers
+from autoscaler.guard.horizontal import one_answer
 from autoscaler.guard.stability import cool_down, dead_band, stabilization, step
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.knobs import ON
@@ -38,6 +39,7 @@ GUARDS: Final[tuple[Guard, ...]] = (
     bounds,
     order,
     capacity,
+    of_layers(one_answer),
     rate,
     published,
     order,

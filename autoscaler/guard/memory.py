@@ -10,6 +10,8 @@ import numpy as np
 from autoscaler.model.rows import Column, Rows
 
 NEVER: Final = -np.inf
+WINDOW_SLOTS: Final = 11
+"""Parts in which a stabilization window's highest count is kept: tenths, and one more, so that none is lost early."""
 COLUMNS: Final[Mapping[str, Column]] = {
     "raised_at": Column((5,), fill=NEVER),
     "lowered_at": Column((5,), fill=NEVER),
@@ -19,6 +21,13 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "verdict": Column((5,)),
     "cause": Column((5,)),
     "target": Column((5,), fill=np.nan),
+    # replicas: counts of the window by slot, since when, the last surge, the count before the first step outward
+    "count_most": Column((WINDOW_SLOTS,), fill=NEVER),
+    "count_at": Column((WINDOW_SLOTS,), fill=NEVER),
+    "count_since": Column(fill=np.nan),
+    "surged_at": Column(fill=NEVER),
+    "count_base": Column(fill=np.nan),
+    "count_seen": Column(fill=np.nan),
 }
 
 

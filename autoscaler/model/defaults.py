@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from autoscaler.contract.keys import QoS
+from autoscaler.model.config import Step
 
 MINUTE: Final = 60.0
 HOUR: Final = 3600.0
@@ -60,6 +61,8 @@ MIN_SAMPLES: Final = 10
 
 TARGET_UTILIZATION_RATIO: Final = 0.7
 TOLERANCE_RATIO: Final = 0.1
+SCALE_OUT_STEP: Final = Step(1.0, is_ratio=True)
+SCALE_IN_STEP: Final = Step(1.0)
 MIN_REPLICAS: Final = 1
 MAX_REPLICAS: Final = 10
 SURGE_RATIO: Final = 2.0

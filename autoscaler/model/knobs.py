@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from autoscaler.model import defaults
-from autoscaler.model.config import Configuration, LimitsPolicy, Mode, RequestsPolicy, Step
+from autoscaler.model.config import Configuration, LimitsPolicy, Mode, ReplicasPolicy, RequestsPolicy
 from autoscaler.model.decision import AMOUNT_FIELDS, Field
 from autoscaler.model.resources import SPECS, Resource, Side
 from autoscaler.model.usage import Floats, Ints
@@ -18,6 +18,7 @@ UNSET: Final = float("nan")
 MODES: Final = tuple(Mode)
 MODE_CODE: Final = {mode: code for code, mode in enumerate(MODES)}
 ON: Final = MODE_CODE[Mode.ON]
+STEP_ROUNDING: Final = 1e-9
 Figures = tuple[float, float, float, float, float]
 """Five figures by Field."""
 
@@ -28,8 +29,9 @@ class Knobs:
 
     NaN in a percentile or ratio means that the estimator's own rule decides. `minimum` and `maximum`: bounds as
     absolute figures. `target_utilization`: of the limit, NaN where replicas don't follow that resource.
-    `replica_steps` (W, 2): most replicas added, and removed, at once. `level_*`: of the service level. `rank`:
-    position of the service level, 0 gives first. `prior` (W, 2): what the size of the model says that a worker needs at
+    `replica_steps`, `replica_step_ratios` (W, 2): most replicas added, and removed, at once, as a count or as a ratio
+    of the current count; the other one is NaN. `level_*`: of the service level. `rank`: position of the service level,
+    0 gives first. `prior` (W, 2): what the size of the model says that a worker needs at
     least on each device, NaN where nobody told it.
     """
 
@@ -53,6 +55,7 @@ class Knobs:
     target_utilization: Floats
     tolerance: Floats
     replica_steps: Floats
+    replica_step_ratios: Floats
     level_percentile: Floats
     level_exceedances: Floats
     level_burst_cap: Floats
@@ -61,12 +64,20 @@ class Knobs:
     rank: Ints
     prior: Floats
 
+    def largest_step(self, replicas: Floats) -> Floats:
+        """Return the most replicas that may be added, and removed, at once (W, 2) at these counts (W,).
+
+        As in the Kubernetes HPA a percentage is of the current count and rounds up: 10 % of 72 is 8.
+        """
+        ratios = np.ceil(self.replica_step_ratios * replicas[:, None] - STEP_ROUNDING)
+        return np.maximum(1.0, np.where(np.isnan(self.replica_step_ratios), self.replica_steps, ratios))
+
 
 BY_FIELD: Final = ("mode", "evaluation", "dead_band", "stabilization", "up_cool_down", "down_cool_down", "minimum")
 WIDTHS: Final = {
     **dict.fromkeys((*BY_FIELD, "maximum"), len(Field)),
     **dict.fromkeys(("request_percentile", "request_buffer", "limit_percentile", "limit_buffer"), len(Resource)),
-    **dict.fromkeys(("target_utilization", "replica_steps"), 2),
+    **dict.fromkeys(("target_utilization", "replica_steps", "replica_step_ratios"), 2),
     "prior": len(Resource),
 }
 
@@ -124,7 +135,7 @@ def _row(config: Configuration, original: Figures) -> dict[str, Any]:
         "maximum": maximum,
         **_requests(config.requests),
         **_limits(config.limits),
-        **_replicas(config, original[Field.REPLICAS]),
+        **_replicas(config.replicas_policy),
         "initial_delay": _or(config.initial_delay_seconds, defaults.INITIAL_DELAY_SECONDS),
         "level_percentile": level.percentile,
         "level_exceedances": level.exceedances,
@@ -200,21 +211,15 @@ def _limits(policy: LimitsPolicy) -> dict[str, Any]:
     }
 
 
-def _replicas(config: Configuration, replicas: float) -> dict[str, Any]:
-    policy = config.replicas_policy
+def _replicas(policy: ReplicasPolicy) -> dict[str, Any]:
+    steps = policy.scale_up_step or defaults.SCALE_OUT_STEP, policy.scale_down_step or defaults.SCALE_IN_STEP
     compute_default = defaults.TARGET_UTILIZATION_RATIO if policy.target_vram_ratio is None else UNSET
     return {
         "target_utilization": (_or(policy.target_tflops_ratio, compute_default), _or(policy.target_vram_ratio)),
         "tolerance": _or(policy.tolerance_ratio, defaults.TOLERANCE_RATIO),
-        "replica_steps": (_step(policy.scale_up_step, replicas, 1.0), _step(policy.scale_down_step, replicas, None)),
+        "replica_steps": tuple(UNSET if step.is_ratio else step.value for step in steps),
+        "replica_step_ratios": tuple(step.value if step.is_ratio else UNSET for step in steps),
     }
-
-
-def _step(step: Step | None, replicas: float, default_ratio: float | None) -> float:
-    """Return a step as a count of at least one; unset is the ratio given, or one replica."""
-    if step is None:
-        step = Step(1.0) if default_ratio is None else Step(default_ratio, is_ratio=True)
-    return max(1.0, float(np.ceil(step.value * replicas)) if step.is_ratio else step.value)
 
 
 def _bounds(config: Configuration, original: Figures) -> tuple[tuple[float, ...], tuple[float, ...]]:

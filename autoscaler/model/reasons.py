@@ -37,6 +37,10 @@ class Cause(StrEnum):
     """The owner's own scaler named the figure."""
     CRON_ENDED = "CronRuleEnded"
     """No rule by the clock is in force any more: back to the owner's figure."""
+    VERTICAL_FIRST = "VerticalFirst"
+    """Utilization is above its target, but limits can still grow, which comes first."""
+    COVER_FIRST = "CoverFirst"
+    """Fewer workers would do, but first their requests and limits must cover the load that they take over."""
 
 
 class Verdict(StrEnum):
@@ -65,6 +69,9 @@ class Verdict(StrEnum):
     AGENT_UNREACHABLE = "AgentUnreachable"
     ROLLED_BACK = "RolledBack"
     CONFIG_INVALID = "ConfigInvalid"
+    VERTICAL_FIRST = "VerticalFirst"
+    REPLICAS_FIRST = "ReplicasFirst"
+    LOAD_SPREADING = "LoadSpreading"
 
 
 CAUSES: Final = tuple(Cause)

@@ -8,24 +8,29 @@ from autoscaler.model.decision import Field
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.knobs import ON
 from autoscaler.model.proposal import Wanted
+from autoscaler.model.resources import Side
 from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Floats
+from autoscaler.recommend.estimate import Estimate
 from autoscaler.recommend.limits import compute_limits, vram_limits
 from autoscaler.recommend.orders import lay_over
-from autoscaler.recommend.replicas import replicas
+from autoscaler.recommend.replicas import Balance, balance, replicas
 from autoscaler.recommend.requests import compute_requests, vram_requests
+from autoscaler.recommend.spread import cover, respread
 from autoscaler.recommend.vram import vram_levels
 
 
 def recommend(fleet: Fleet, memory: Rows) -> Wanted:
     """Return what each workload should have; the memory must be aligned with the fleet."""
+    respread(fleet, memory)
+    weighed = balance(fleet, memory)
     low, high, levels = vram_levels(fleet, memory)
-    compute_request = compute_requests(fleet, memory)
-    vram_request = vram_requests(fleet, memory, low, levels)
+    compute_request = _covering(fleet, Field.COMPUTE_REQUEST, weighed, compute_requests(fleet, memory))
+    vram_request = _covering(fleet, Field.VRAM_REQUEST, weighed, vram_requests(fleet, memory, low, levels))
     baseline = _in_effect(fleet, Field.COMPUTE_REQUEST, compute_request.figure)
-    compute_limit = compute_limits(fleet, memory, baseline)
-    vram_limit = vram_limits(fleet, memory, high, levels)
-    count = replicas(fleet, memory, (compute_limit.figure, vram_limit.figure))
+    compute_limit = _covering(fleet, Field.COMPUTE_LIMIT, weighed, compute_limits(fleet, memory, baseline))
+    vram_limit = _covering(fleet, Field.VRAM_LIMIT, weighed, vram_limits(fleet, memory, high, levels))
+    count = replicas(fleet, memory, weighed, (compute_limit.figure, vram_limit.figure))
     estimates = (compute_request, compute_limit, vram_request, vram_limit, count)
     wanted = Wanted(
         figure=np.stack([one.figure for one in estimates], axis=1),
@@ -39,6 +44,13 @@ def recommend(fleet: Fleet, memory: Rows) -> Wanted:
         last_at=memory["last_at"].copy(),
     )
     return lay_over(fleet, wanted)
+
+
+def _covering(fleet: Fleet, field: Field, weighed: Balance, estimate: Estimate) -> Estimate:
+    """Return the estimate of an amount, at least what each worker needs once there are fewer."""
+    least = weighed.request if field.side is Side.REQUEST else weighed.limit
+    assert field.resource is not None
+    return cover(estimate, fleet.current[:, field], least[:, field.resource])
 
 
 def _in_effect(fleet: Fleet, field: Field, wanted: Floats) -> Floats:

@@ -47,6 +47,10 @@ COLUMNS: Final[Mapping[str, Column]] = {
     # where the request's band stands
     "surplus": Column(),
     "judged_at": Column(fill=np.nan),
+    # since when limits want to grow, and from where; how many workers the request's history counts for
+    "growth_since": Column((2,), fill=np.nan),
+    "growth_from": Column((2,), fill=np.nan),
+    "spread": Column(fill=np.nan),
 }
 
 

@@ -60,6 +60,9 @@ GRAVEST_FIRST: Final = (
     Verdict.BOUND_LIMITED,
     # passes by itself
     Verdict.PODS_PENDING,
+    Verdict.LOAD_SPREADING,
+    Verdict.VERTICAL_FIRST,
+    Verdict.REPLICAS_FIRST,
     Verdict.ROLLOUT_IN_PROGRESS,
     Verdict.PAUSED,
     Verdict.INITIAL_DELAY,

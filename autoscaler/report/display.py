@@ -28,6 +28,7 @@ SHORT: Final[dict[str, str]] = {
     Verdict.RATE_LIMITED: "RateLim",
     Verdict.REPLICAS_MANAGED_ELSEWHERE: "Elsewhere",
     Verdict.ROLLOUT_IN_PROGRESS: "Rollout",
+    Verdict.LOAD_SPREADING: "Spreading",
     Verdict.UNSUPPORTED_ISOLATION: "Isolation",
     Verdict.AGENT_UNREACHABLE: "AgentAway",
     MetricsReason.MISSING: "NoMetrics",

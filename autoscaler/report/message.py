@@ -29,6 +29,8 @@ CAUSE_TEXT: Final = {
     Cause.CRON: "a rule by the clock names it",
     Cause.EXTERNAL: "the owner's own scaler names it",
     Cause.CRON_ENDED: "no rule by the clock is in force any more, back to the owner's figure",
+    Cause.VERTICAL_FIRST: "utilization is above its target, but limits can still grow, which comes first",
+    Cause.COVER_FIRST: "fewer workers would do, once requests and limits cover the load that they take over",
 }
 VERDICT_TEXT: Final = {
     Verdict.PASSED: "",
@@ -54,6 +56,9 @@ VERDICT_TEXT: Final = {
     Verdict.AGENT_UNREACHABLE: "a node agent is away",
     Verdict.ROLLED_BACK: "the last shrink did harm and was taken back",
     Verdict.CONFIG_INVALID: "the configuration is not valid",
+    Verdict.VERTICAL_FIRST: "the limit grows in this pass, which answers the same shortage",
+    Verdict.REPLICAS_FIRST: "the replicas move first, they answer the same shortage or surplus",
+    Verdict.LOAD_SPREADING: "the load is still spreading over new workers",
 }
 _PLAIN: Final = frozenset({"percentile", "step", "burst_cap", "ratio_to_request"})
 _PLAIN_ENDS: Final = ("_ratio", "_samples", "_workers", "_minutes", "_count")
@@ -62,7 +67,7 @@ UNKNOWN: Final = "unknown"
 
 def sentence(decision: FieldDecision) -> str:
     """Return what happens to a figure and why, so that a reader can recompute it."""
-    cause = f"{decision.cause}, {decision.because or CAUSE_TEXT[decision.cause]}"
+    cause = f"{decision.cause}, {CAUSE_TEXT[decision.cause]}"
     inputs = ", ".join(_inputs(decision))
     text = f"{_subject(decision)} {_move(decision)}: {cause}" + (f" ({inputs})" if inputs else "")
     if is_blocked(decision) and decision.verdict is not Verdict.RECOMMEND_ONLY:
