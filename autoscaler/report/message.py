@@ -54,11 +54,12 @@ VERDICT_TEXT: Final = {
     Verdict.UNSUPPORTED_ISOLATION: "this isolation can't be scaled",
     Verdict.DEDICATED_GPU: "the GPU is dedicated",
     Verdict.AGENT_UNREACHABLE: "a node agent is away",
-    Verdict.ROLLED_BACK: "the last shrink did harm and was taken back",
+    Verdict.ROLLED_BACK: "the last shrink did harm: it was taken back, and shrinking rests",
     Verdict.CONFIG_INVALID: "the configuration is not valid",
     Verdict.VERTICAL_FIRST: "the limit grows in this pass, which answers the same shortage",
     Verdict.REPLICAS_FIRST: "the replicas move first, they answer the same shortage or surplus",
     Verdict.LOAD_SPREADING: "the load is still spreading over new workers",
+    Verdict.GAVE_TO_HIGHER_QOS: "given to higher service levels on its devices",
 }
 _PLAIN: Final = frozenset({"percentile", "step", "burst_cap", "ratio_to_request"})
 _PLAIN_ENDS: Final = ("_ratio", "_samples", "_workers", "_minutes", "_count")
@@ -67,7 +68,7 @@ UNKNOWN: Final = "unknown"
 
 def sentence(decision: FieldDecision) -> str:
     """Return what happens to a figure and why, so that a reader can recompute it."""
-    cause = f"{decision.cause}, {CAUSE_TEXT[decision.cause]}"
+    cause = f"{decision.cause}, {decision.because or CAUSE_TEXT[decision.cause]}"
     inputs = ", ".join(_inputs(decision))
     text = f"{_subject(decision)} {_move(decision)}: {cause}" + (f" ({inputs})" if inputs else "")
     if is_blocked(decision) and decision.verdict is not Verdict.RECOMMEND_ONLY:
