@@ -10,6 +10,7 @@ from typing import Any, Final
 from autoscaler.errors import Problem
 from autoscaler.model.config import Mode
 from autoscaler.model.decision import Decision, Field, FieldDecision
+from autoscaler.model.external import ScalerReason
 from autoscaler.model.reasons import Cause, Verdict
 from autoscaler.report.message import is_blocked
 from autoscaler.report.reported import Acknowledgement, MetricsReason, Reported, SyncReason, timestamp
@@ -27,6 +28,8 @@ class ConditionType(StrEnum):
     LIMITS_APPLIED = "LimitsApplied"
     REPLICAS_APPLIED = "ReplicasApplied"
     ENFORCEMENT_IN_SYNC = "EnforcementInSync"
+    EXTERNAL_SCALER_AVAILABLE = "ExternalScalerAvailable"
+    """Only where the workload has a scaler of its own."""
 
 
 class Reason(StrEnum):
@@ -94,6 +97,7 @@ def conditions_of(reported: Reported, nodes: Acknowledgement) -> list[dict[str, 
         ConditionType.RECOMMENDATION_PROVIDED: _provided(reported),
         **{type_: _applied(reported, nodes, fields) for type_, fields in LAYERS.items()},
         ConditionType.ENFORCEMENT_IN_SYNC: _in_sync(nodes),
+        **_scaler(reported),
     }
     return listed(told, reported.workload.status, reported.workload.generation, reported.now)
 
@@ -148,7 +152,7 @@ def _provided(reported: Reported) -> Told:
 
 
 def _estimated(decision: FieldDecision) -> bool:
-    return decision.cause is not Cause.NO_DATA
+    return decision.cause not in {Cause.NO_DATA, Cause.CRON, Cause.CRON_ENDED, Cause.EXTERNAL}
 
 
 def _applied(reported: Reported, nodes: Acknowledgement, fields: tuple[Field, ...]) -> Told:
@@ -175,6 +179,19 @@ def _in_sync(nodes: Acknowledgement) -> Told:
     if not nodes.workers:
         return None, nodes.reason, nodes.message
     return nodes.in_sync, nodes.reason, nodes.message
+
+
+def _scaler(reported: Reported) -> dict[ConditionType, Told]:
+    """Return whether the workload's own scaler answers, and for how long what it said last still holds."""
+    scaler = reported.scaler
+    if scaler is None:
+        return {}
+    holds = {ScalerReason.ANSWERED: True, ScalerReason.NOT_ASKED: None}.get(scaler.reason, False)
+    text, answer = scaler.message, scaler.answer
+    if answer is not None and holds is False:
+        fresh = scaler.order(reported.now) is not None
+        text += f"; its answer of {timestamp(answer.at)} {'still holds' if fresh else 'is too old to hold'}"
+    return {ConditionType.EXTERNAL_SCALER_AVAILABLE: (holds, scaler.reason, text)}
 
 
 def headline(conditions: Sequence[Mapping[str, Any]], decision: Decision | None) -> str:

@@ -9,12 +9,14 @@ from autoscaler.model.config import Configuration, Mode
 from autoscaler.model.decision import Decision, Field, field_of
 from autoscaler.model.reasons import Verdict
 from autoscaler.model.resources import GIB, MIB, Amounts, Resource, Side
+from autoscaler.model.schedule import does_something
 from autoscaler.report.conditions import Reason
 from autoscaler.report.message import amount_text
 from autoscaler.report.reported import MetricsReason, SyncReason
 
 STATUS_CHARACTERS: Final = 15
 NOTHING: Final = "off"
+DECIDERS: Final = ("req", "lim", "rep", "cron", "ext")
 SHORT: Final[dict[str, str]] = {
     Reason.INVALID: "ConfigInvalid",
     Reason.APPLIED_PARTIALLY: "Applying",
@@ -45,9 +47,15 @@ def short_status(reason: str) -> str:
 
 
 def layers_on(config: Configuration) -> str:
-    """Return the layers that are on: `req,lim,rep`; `off` when none is."""
-    modes = (("req", config.requests.mode), ("lim", config.limits.mode), ("rep", config.replicas_policy.mode))
-    return ",".join(name for name, mode in modes if mode is Mode.ON) or NOTHING
+    """Return the layers that are on, and who else decides: `req,lim,rep`, `rep,cron`, `ext`; `off` when nobody does."""
+    deciders = (
+        config.requests.mode is Mode.ON,
+        config.limits.mode is Mode.ON,
+        config.replicas_policy.mode is Mode.ON,
+        any(does_something(rule) for rule in config.cron_rules),
+        config.external is not None and config.external.enable,
+    )
+    return ",".join(name for name, decides in zip(DECIDERS, deciders, strict=True) if decides) or NOTHING
 
 
 def recommended_amounts(current: Amounts, decision: Decision | None) -> dict[Field, float]:

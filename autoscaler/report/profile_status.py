@@ -12,7 +12,7 @@ from autoscaler.model.decision import Decision, Field, field_of
 from autoscaler.model.resources import SPECS, Resource, Side
 from autoscaler.model.workload import Manifest, Workload
 from autoscaler.report.conditions import ConditionType, config_valid, listed
-from autoscaler.report.display import NOTHING, arrow, layers_on, recommended_amounts, short_amount
+from autoscaler.report.display import DECIDERS, NOTHING, arrow, layers_on, recommended_amounts, short_amount
 from autoscaler.report.message import amount_text
 
 Totals = dict[Field, float]
@@ -40,7 +40,7 @@ def profile_status(
         "workloads": len(members),
         "conditions": listed(told, profile.get("status") or {}, generation, now),
         "summary": {
-            "auto": ",".join(name for name in ("req", "lim", "rep") if name in layers) or NOTHING,
+            "auto": ",".join(name for name in DECIDERS if name in layers) or NOTHING,
             "display": {**_display(current, recommended), "replicas": _display_replicas(current, recommended)},
             "current": _resources(current),
             "recommended": _resources(recommended),

@@ -17,7 +17,9 @@ from autoscaler.contract.keys import EFFECTIVE_NOW, Effect
 from autoscaler.contract.quota import DeviceQuota, DeviceStatus, WorkerStatus
 from autoscaler.model.allowed import Overlay, overlay_of
 from autoscaler.model.decision import Decision, Field
+from autoscaler.model.external import ScalerState
 from autoscaler.model.resources import Amounts
+from autoscaler.model.schedule import Turn
 from autoscaler.model.snapshot import NodeState
 from autoscaler.model.workload import Worker, Workload
 from autoscaler.report.message import sentences_of
@@ -59,7 +61,8 @@ class Reported:
     """A workload after a pass. `decision` is None while there is nothing to decide on.
 
     `nodes` are the nodes as they answered last. `held` says per pod UID what the node could not be sent
-    (`Reason: sentence`), `error` why writes failed (empty: they did not). `now` is in seconds since the epoch.
+    (`Reason: sentence`), `error` why writes failed (empty: they did not). `now` is in seconds since the epoch. `turn`:
+    what its rules by the clock say, `scaler`: what is known of its own scaler; None where it has none.
     """
 
     workload: Workload
@@ -69,6 +72,8 @@ class Reported:
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
     held: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
+    turn: Turn | None = None
+    scaler: ScalerState | None = None
 
     @cached_property
     def statuses(self) -> tuple[WorkerStatus | None, ...]:

@@ -67,6 +67,7 @@ def status_of(reported: Reported) -> dict[str, Any]:
             "display": _display(reported, current, headline(conditions, reported.decision)),
             "selector": f"{WORKLOAD}={workload.key.name}",
             **_progress(reported, nodes),
+            **_by_clock(reported),
         },
     }
     return _known_fields(status)
@@ -194,6 +195,17 @@ def _usage(reported: Reported) -> str | None:
     vram = max((one.vram_used_bytes for one in seen if one.vram_used_bytes is not None), default=math.nan)
     known = [amount_text(resource, value) for resource, value in zip(Resource, (tflops, vram), strict=True)]
     return None if math.isnan(tflops) and math.isnan(vram) else ", ".join(known)
+
+
+def _by_clock(reported: Reported) -> dict[str, Any]:
+    """Return the rule in force and when a rule next begins or ends."""
+    turn = reported.turn
+    if turn is None:
+        return {}
+    return {
+        "activeCronRule": turn.rule.name if turn.rule is not None else None,
+        "nextCronTransition": timestamp(turn.next_at) if math.isfinite(turn.next_at) else None,
+    }
 
 
 def _progress(reported: Reported, nodes: Acknowledgement) -> dict[str, Any]:

@@ -16,6 +16,8 @@ import structlog
 
 from autoscaler.errors import AutoscalerError, Problem
 from autoscaler.model.decision import Decision
+from autoscaler.model.external import ScalerState
+from autoscaler.model.orders import Orders
 from autoscaler.model.proposal import Allowed
 from autoscaler.model.reasons import VERDICT_CODE, Verdict
 from autoscaler.model.snapshot import NodeState, Snapshot
@@ -113,6 +115,8 @@ def _reported(passed: Passed, row: int, decision: Decision) -> Reported:
         nodes=passed.nodes,
         held=passed.held,
         error=passed.errors.get(workload.key, ""),
+        turn=passed.allowed.fleet.orders.turns.turns[row],
+        scaler=passed.allowed.fleet.orders.scalers[row],
     )
 
 
@@ -122,6 +126,7 @@ def _rows(passed: Passed) -> Ints:
     if before is None or before.allowed.fleet.keys != allowed.fleet.keys:
         return np.arange(len(allowed.fleet))
     due = allowed.changed | before.allowed.changed | _differs(allowed, before.allowed) | _disturbed(passed, before)
+    due |= _ordered_otherwise(allowed.fleet.orders, before.allowed.fleet.orders)
     due[passed.number % SWEEP_PASSES :: SWEEP_PASSES] = True
     return np.flatnonzero(due).astype(np.int64)
 
@@ -132,6 +137,23 @@ def _differs(allowed: Allowed, before: Allowed) -> Bools:
         moved = np.abs(allowed.target - before.target) > TARGET_DRIFT_RATIO * np.abs(before.target)
     other = (allowed.verdict != before.verdict) | (allowed.cause != before.cause) | moved
     return np.asarray(other.any(axis=1), dtype=np.bool_)
+
+
+def _ordered_otherwise(orders: Orders, before: Orders) -> Bools:
+    """Return whose rules took another turn, or whose scaler answers otherwise, than in the pass before."""
+    turns = zip(orders.turns.turns, before.turns.turns, strict=True)
+    scalers = zip(orders.scalers, before.scalers, strict=True)
+    return np.array(
+        [
+            (turn is not earlier and turn != earlier) or (new is not old and _health(new) != _health(old))
+            for (turn, earlier), (new, old) in zip(turns, scalers, strict=True)
+        ],
+        dtype=np.bool_,
+    )
+
+
+def _health(scaler: ScalerState | None) -> str:
+    return "" if scaler is None else scaler.reason
 
 
 def _disturbed(passed: Passed, before: Passed) -> Bools:

@@ -14,6 +14,7 @@ import pytest
 
 from autoscaler.contract import metrics, quota
 from autoscaler.contract.keys import Effect, QoS
+from autoscaler.model.external import ScalerReason
 from autoscaler.model.reasons import Verdict
 from autoscaler.report.conditions import ConditionType, Reason
 from autoscaler.report.events import EventReason
@@ -48,6 +49,7 @@ def condition_lines() -> Iterator[str]:
         ("reason (metrics)", MetricsReason),
         ("reason (guards)", Verdict),
         ("reason (nodes)", SyncReason),
+        ("reason (external scaler)", ScalerReason),
         ("event", EventReason),
     ):
         for member in enum:
