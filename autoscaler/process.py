@@ -51,7 +51,7 @@ async def run_until_stopped(world: World, settings: Settings, *, dry_run: bool) 
         cleanup.callback(controller.close)
         if settings.listen:
             host, _, port = settings.listen.rpartition(":")
-            app = application(metrics.render, health, time.monotonic)
+            app = application(metrics.render, health, time.monotonic, controller.ledger)
             runner, bound = await serve(app, host.strip("[]"), int(port))
             cleanup.push_async_callback(runner.cleanup)
             log.info("serving", host=host, port=bound)

@@ -1,4 +1,8 @@
-"""The controller's own HTTP server: `/metrics`, `/healthz` (the loop turns) and `/readyz` (a pass was made)."""
+"""The controller's own HTTP server.
+
+`/metrics`, `/healthz` (the loop turns), `/readyz` (a pass was made), and `/v1/decisions/NAMESPACE/NAME`: the record of
+a workload's last decision with its last changes and samples, as JSON.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,10 @@ from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
+
+from autoscaler.model.usage import WorkloadKey
+from autoscaler.report.account import account_data, unknown_workload
+from autoscaler.report.ledger import Ledger
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 CACHE_SECONDS: Final = 5.0
@@ -55,7 +63,9 @@ class _Cache:
             return self._body
 
 
-def application(render: Callable[[], bytes], health: Health, monotonic: Callable[[], float]) -> web.Application:
+def application(
+    render: Callable[[], bytes], health: Health, monotonic: Callable[[], float], ledger: Ledger | None = None
+) -> web.Application:
     """Return the application; `render` gives the metrics' text and may take its time."""
     cache = _Cache(render, monotonic)
 
@@ -68,8 +78,13 @@ def application(render: Callable[[], bytes], health: Health, monotonic: Callable
     async def readyz(_: web.Request) -> web.Response:
         return _answer(health.unready())
 
+    async def decision(request: web.Request) -> web.Response:
+        key = WorkloadKey(request.match_info["namespace"], request.match_info["name"])
+        return _decision(ledger, key) if ledger is not None else _error(404, "this process decides nothing")
+
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    app.add_routes([web.get("/v1/decisions/{namespace}/{name}", decision)])
     return app
 
 
@@ -88,6 +103,19 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunn
         await runner.cleanup()
         raise
     return runner, int(runner.addresses[0][1])
+
+
+def _decision(ledger: Ledger, key: WorkloadKey) -> web.Response:
+    account = ledger.account(key)
+    if account is not None:
+        return web.json_response(account_data(account))
+    if ledger.is_empty:
+        return _error(503, "no pass over the fleet was made yet")
+    return _error(404, unknown_workload(key, ledger.keys))
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response({"error": message}, status=status)
 
 
 def _answer(trouble: str) -> web.Response:
