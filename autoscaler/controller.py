@@ -28,6 +28,7 @@ from autoscaler.read.catchup import Catchup, Reach
 from autoscaler.read.generate import new_workload
 from autoscaler.read.world import read_world
 from autoscaler.recommend import UNTIL, learn, new_memory, recommend, watch
+from autoscaler.report.ledger import Ledger
 from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.report.server import Health
 from autoscaler.report.writer import Passed, report
@@ -60,6 +61,7 @@ class Controller:
     def __init__(self, world: World, settings: Settings, metrics: ControllerMetrics, *, dry_run: bool = False) -> None:
         self.world, self.settings, self.metrics, self.dry_run = world, settings, metrics, dry_run
         self.learnt, self.guarded = new_memory(), new_guard_memory()
+        self.ledger = Ledger()
         self.epoch = 0
         self._met: set[str] = set()
         self._discovered: Discovered | None = None
@@ -93,6 +95,7 @@ class Controller:
         with self.metrics.pass_seconds.labels("report").time():
             passed = self._passed(snapshot, allowed, outcome, history_error)
             await report(passed, self.world.cluster, self.metrics, dry_run=self.dry_run)
+            self.ledger.take(allowed, self.learnt["use"], outcome.errors)
         self._before = passed.alone()
         self._store()
         return passed
