@@ -72,6 +72,7 @@ class Verdict(StrEnum):
     VERTICAL_FIRST = "VerticalFirst"
     REPLICAS_FIRST = "ReplicasFirst"
     LOAD_SPREADING = "LoadSpreading"
+    GAVE_TO_HIGHER_QOS = "GaveToHigherQoS"
 
 
 CAUSES: Final = tuple(Cause)
