@@ -1,4 +1,4 @@
-"""All that the core needs of the world: Clock, History, Cluster, Enforcement.
+"""All that the core needs of the world: Clock, History, Cluster (with its Secrets), Enforcement, Scalers.
 
 Each has a real implementation in a gateway and an in-memory or on-disk one beside it, so that everything runs without
 a cluster, a Prometheus or a GPU.
@@ -6,10 +6,11 @@ a cluster, a Prometheus or a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from autoscaler.contract.quota import QuotaDocument, QuotaStatus
+from autoscaler.model.external import Answer, Failure, Question
 from autoscaler.model.snapshot import NodeState
 from autoscaler.model.steps import ClusterWrite
 from autoscaler.model.usage import Usage, Window
@@ -65,6 +66,31 @@ class Cluster(Protocol):
             ClusterError: it could not be written.
 
         """
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
+
+class Secrets(Protocol):
+    """Secrets of the cluster, one at a time and only when one is needed; whoever is a Cluster is this, too."""
+
+    async def secret(self, namespace: str, name: str) -> Mapping[str, str]:
+        """Return a Secret's values by key, as text.
+
+        Raises:
+            ClusterError: it is not there, may not be read, or is no text.
+
+        """
+        ...
+
+
+class Scalers(Protocol):
+    """The users' own scalers."""
+
+    async def ask(self, questions: Sequence[Question]) -> Sequence[Answer | Failure]:
+        """Return what came of each question, in their order, within the longest of their time-outs."""
         ...
 
     async def close(self) -> None:

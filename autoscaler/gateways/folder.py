@@ -8,7 +8,7 @@ replicas. Neighbours: `manifests` parses, `edits` changes objects, `event_log` k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,6 +20,7 @@ from autoscaler.gateways.edits import annotated, created, identity, scaled, serv
 from autoscaler.gateways.event_log import EVENTS_NAME, EventLog
 from autoscaler.gateways.files import Stamp, locked, replace, scan
 from autoscaler.gateways.manifests import Document, find_problems, parse_file, render_document
+from autoscaler.model.secret import secret_texts
 from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Scale, WriteStatus
 from autoscaler.model.workload import ClusterView, Manifest, ObjectRef
 from autoscaler.ports import Clock
@@ -95,6 +96,19 @@ class FolderCluster:
                 self._carry_out(write)
             except (OSError, yaml.YAMLError) as error:
                 raise ClusterError(f"{self._folder} can't be written to: {error}") from error
+
+    async def secret(self, namespace: str, name: str) -> Mapping[str, str]:
+        """Return the values of a Secret that lies in the folder as a manifest, by key, as text.
+
+        Raises:
+            ClusterError: it is not there, or is no text.
+
+        """
+        self._refresh()
+        found = self._objects.get(("Secret", namespace or "default", name))
+        if found is None:
+            raise ClusterError(f"Secret {namespace}/{name} is not in {self._folder}")
+        return secret_texts(found)
 
     async def close(self) -> None:
         """Nothing is held open between calls."""

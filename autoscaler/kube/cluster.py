@@ -17,8 +17,9 @@ from autoscaler.contract import keys
 from autoscaler.contract.keys import FIELD_MANAGER
 from autoscaler.errors import ClusterError, ConflictError
 from autoscaler.kube.client import APPLY_PATCH, MERGE_PATCH, KubeClient, StatusError
-from autoscaler.kube.kinds import BY_KIND, EVENTS, RESOURCES, ApiResource
+from autoscaler.kube.kinds import BY_KIND, EVENTS, RESOURCES, SECRET, ApiResource
 from autoscaler.model.event import EventKey, event_key, new_event, series_after
+from autoscaler.model.secret import secret_texts
 from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Scale, WriteStatus
 from autoscaler.model.workload import ClusterView, Manifest, ObjectRef
 from autoscaler.ports import Clock
@@ -95,6 +96,15 @@ class KubeCluster:
             if _is_conflict(error):
                 raise ConflictError(str(error)) from error
             raise
+
+    async def secret(self, namespace: str, name: str) -> Mapping[str, str]:
+        """Return a Secret's values by key, as text.
+
+        Raises:
+            ClusterError: it is not there, may not be read, or is no text.
+
+        """
+        return secret_texts(await self._client.request("GET", SECRET.path(namespace, name)))
 
     async def close(self) -> None:
         """Release connections."""

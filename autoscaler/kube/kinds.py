@@ -47,5 +47,7 @@ RESOURCES: Final = (
     ApiResource("v1", "Node", "nodes", "nodes", namespaced=False),
     ApiResource(_OURS, "GPUResourceQuota", "gpuresourcequotas", "quotas", optional=True),
 )
+SECRET: Final = ApiResource("v1", "Secret", "secrets")
+"""Read by name where a workload's external scaler names one, never listed."""
 EVENTS: Final = ApiResource("events.k8s.io/v1", "Event", "events")
 BY_KIND: Final = {resource.kind: resource for resource in RESOURCES}
