@@ -20,6 +20,7 @@ from autoscaler.guard import new_memory as new_guard_memory
 from autoscaler.model.decision import Decision
 from autoscaler.model.fleet import Fleet, to_fleet
 from autoscaler.model.proposal import Allowed
+from autoscaler.model.rows import Rows
 from autoscaler.model.snapshot import Snapshot
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import Discovered, Workload
@@ -34,6 +35,7 @@ from autoscaler.report.server import Health
 from autoscaler.report.writer import Passed, report
 from autoscaler.settings import Settings
 from autoscaler.state.memories import restore, store
+from autoscaler.state.models import built_in_model
 
 log = structlog.get_logger(__name__)
 LIVE_SECONDS: Final = 7200.0
@@ -60,7 +62,7 @@ class Controller:
 
     def __init__(self, world: World, settings: Settings, metrics: ControllerMetrics, *, dry_run: bool = False) -> None:
         self.world, self.settings, self.metrics, self.dry_run = world, settings, metrics, dry_run
-        self.learnt, self.guarded = new_memory(), new_guard_memory()
+        self.learnt, self.guarded = new_memory(built_in_model()), new_guard_memory()
         self.ledger = Ledger()
         self.epoch = 0
         self._met: set[str] = set()
@@ -222,6 +224,10 @@ class Controller:
             log.warning("node_not_reached", node=node, epoch=batch.epoch, error=error)
 
     @property
+    def _memories(self) -> Mapping[str, Rows]:
+        return {"learnt": self.learnt, "series": self.learnt.series, "guarded": self.guarded}
+
+    @property
     def _checkpoint(self) -> Path | None:
         return None if self.settings.state_dir is None else self.settings.state_dir / "memory.npz"
 
@@ -229,10 +235,10 @@ class Controller:
         if self._checkpoint is None or not self._checkpoint.exists():
             return
         try:
-            restore(self._checkpoint, {"learnt": self.learnt, "guarded": self.guarded})
+            restore(self._checkpoint, self._memories)
         except StateError as error:
             log.warning("checkpoint_not_used", error=str(error), then="history is read again")
-            self.learnt, self.guarded = new_memory(), new_guard_memory()
+            self.learnt, self.guarded = new_memory(built_in_model()), new_guard_memory()
 
     def _store(self, *, now: bool = False) -> None:
         at = self.world.clock.now()
@@ -240,7 +246,7 @@ class Controller:
         if self._checkpoint is None or not due or self.dry_run:
             return
         try:
-            store(self._checkpoint, {"learnt": self.learnt, "guarded": self.guarded})
+            store(self._checkpoint, self._memories)
         except OSError as error:
             log.warning("checkpoint_not_written", error=str(error))
         self._stored_at = at

@@ -20,6 +20,7 @@ class Level:
     `percentile`: of the decaying histogram of use, for the compute request. `exceedances`: samples above the request
     within half an hour that raise it. `burst_cap`: VRAM ceiling in multiples of the q95 working level. `vram_margin`:
     VRAM request over the working level. `cool_seconds`: idle time after which the VRAM request cools down.
+    `forecast_quantile`: of the largest compute use of the coming hours, for the compute request with a forecast.
     """
 
     percentile: float
@@ -27,13 +28,14 @@ class Level:
     burst_cap: float
     vram_margin: float
     cool_seconds: float
+    forecast_quantile: float
 
 
 LEVELS: Final[dict[QoS, Level]] = {
-    QoS.LOW: Level(0.90, 2, 1.6, 0.10, 10 * MINUTE),
-    QoS.MEDIUM: Level(0.95, 2, 1.8, 0.10, 60 * MINUTE),
-    QoS.HIGH: Level(0.97, 2, 2.0, 0.10, float("inf")),
-    QoS.CRITICAL: Level(0.99, 1, 2.1, 0.15, float("inf")),
+    QoS.LOW: Level(0.90, 2, 1.6, 0.10, 10 * MINUTE, 0.50),
+    QoS.MEDIUM: Level(0.95, 2, 1.8, 0.10, 60 * MINUTE, 0.62),
+    QoS.HIGH: Level(0.97, 2, 2.0, 0.10, float("inf"), 0.75),
+    QoS.CRITICAL: Level(0.99, 1, 2.1, 0.15, float("inf"), 0.88),
 }
 RANK: Final[dict[QoS, int]] = {level: rank for rank, level in enumerate(QoS)}
 

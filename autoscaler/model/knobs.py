@@ -11,6 +11,7 @@ import numpy as np
 from autoscaler.model import defaults
 from autoscaler.model.config import Configuration, LimitsPolicy, Mode, ReplicasPolicy, RequestsPolicy
 from autoscaler.model.decision import AMOUNT_FIELDS, Field
+from autoscaler.model.forecast_knobs import forecast_knobs
 from autoscaler.model.resources import SPECS, Resource, Side
 from autoscaler.model.usage import Floats, Ints
 
@@ -32,7 +33,7 @@ class Knobs:
     `replica_steps`, `replica_step_ratios` (W, 2): most replicas added, and removed, at once, as a count or as a ratio
     of the current count; the other one is NaN. `level_*`: of the service level. `rank`: position of the service level,
     0 gives first. `prior` (W, 2): what the size of the model says that a worker needs at
-    least on each device, NaN where nobody told it.
+    least on each device, NaN where nobody told it. `forecast*`: see `forecast_knobs`.
     """
 
     mode: Ints
@@ -61,8 +62,13 @@ class Knobs:
     level_burst_cap: Floats
     level_vram_margin: Floats
     level_cool: Floats
+    level_forecast: Floats
     rank: Ints
     prior: Floats
+    forecast: Ints
+    forecast_layers: Floats
+    forecast_horizon: Floats
+    forecast_history: Floats
 
     def largest_step(self, replicas: Floats) -> Floats:
         """Return the most replicas that may be added, and removed, at once (W, 2) at these counts (W,).
@@ -79,6 +85,7 @@ WIDTHS: Final = {
     **dict.fromkeys(("request_percentile", "request_buffer", "limit_percentile", "limit_buffer"), len(Resource)),
     **dict.fromkeys(("target_utilization", "replica_steps", "replica_step_ratios"), 2),
     "prior": len(Resource),
+    "forecast_layers": 3,
 }
 
 
@@ -102,7 +109,7 @@ def to_knobs(configs: Sequence[Configuration], originals: Sequence[Figures], pre
     arrays: dict[str, Any] = {}
     for knob in fields(Knobs):
         shape = (len(rows), WIDTHS[knob.name]) if knob.name in WIDTHS else (len(rows),)
-        dtype = np.int64 if knob.name in {"mode", "rank"} else np.float64
+        dtype = np.int64 if knob.name in {"mode", "rank", "forecast"} else np.float64
         column = np.array([row[knob.name] for row in rows], dtype=dtype).reshape(shape)
         if previous is not None and len(rows) < len(configs):
             kept = getattr(previous.knobs, knob.name)[source]
@@ -142,6 +149,8 @@ def _row(config: Configuration, original: Figures) -> dict[str, Any]:
         "level_burst_cap": level.burst_cap,
         "level_vram_margin": level.vram_margin,
         "level_cool": level.cool_seconds,
+        "level_forecast": level.forecast_quantile,
+        **forecast_knobs(config),
         "rank": defaults.RANK[config.qos],
         "prior": _prior(config),
     }

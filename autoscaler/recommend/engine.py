@@ -9,10 +9,11 @@ from autoscaler.model.fleet import Fleet
 from autoscaler.model.knobs import ON
 from autoscaler.model.proposal import Wanted
 from autoscaler.model.resources import Side
-from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Floats
 from autoscaler.recommend.estimate import Estimate
+from autoscaler.recommend.forecast import newest
 from autoscaler.recommend.limits import compute_limits, vram_limits
+from autoscaler.recommend.memory import Learnt
 from autoscaler.recommend.orders import lay_over
 from autoscaler.recommend.replicas import Balance, balance, replicas
 from autoscaler.recommend.requests import compute_requests, vram_requests
@@ -20,15 +21,16 @@ from autoscaler.recommend.spread import cover, respread
 from autoscaler.recommend.vram import vram_levels
 
 
-def recommend(fleet: Fleet, memory: Rows) -> Wanted:
+def recommend(fleet: Fleet, memory: Learnt) -> Wanted:
     """Return what each workload should have; the memory must be aligned with the fleet."""
     respread(fleet, memory)
     weighed = balance(fleet, memory)
+    forecast = newest(memory, fleet)
     low, high, levels = vram_levels(fleet, memory)
-    compute_request = _covering(fleet, Field.COMPUTE_REQUEST, weighed, compute_requests(fleet, memory))
+    compute_request = _covering(fleet, Field.COMPUTE_REQUEST, weighed, compute_requests(fleet, memory, forecast))
     vram_request = _covering(fleet, Field.VRAM_REQUEST, weighed, vram_requests(fleet, memory, low, levels))
     baseline = _in_effect(fleet, Field.COMPUTE_REQUEST, compute_request.figure)
-    compute_limit = _covering(fleet, Field.COMPUTE_LIMIT, weighed, compute_limits(fleet, memory, baseline))
+    compute_limit = _covering(fleet, Field.COMPUTE_LIMIT, weighed, compute_limits(fleet, memory, baseline, forecast))
     vram_limit = _covering(fleet, Field.VRAM_LIMIT, weighed, vram_limits(fleet, memory, high, levels))
     count = replicas(fleet, memory, weighed, (compute_limit.figure, vram_limit.figure))
     estimates = (compute_request, compute_limit, vram_request, vram_limit, count)

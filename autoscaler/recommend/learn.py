@@ -16,8 +16,10 @@ from autoscaler.model.fleet import Fleet
 from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
 from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Bools, Floats, Usage
+from autoscaler.recommend.forecast import observe
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, add, decay
-from autoscaler.recommend.memory import PEAK_BLOCKS, UNTIL, WATCHED_AT
+from autoscaler.recommend.memory import PEAK_BLOCKS, UNTIL, WATCHED_AT, Learnt
+from autoscaler.recommend.series import Samples
 
 CLIPPED_GAIN: Final = 1.15
 """A clipped sample stands for at least this much more demand."""
@@ -44,7 +46,7 @@ class _Bins:
     ooms: Floats
 
 
-def learn(memory: Rows, usage: Usage, fleet: Fleet) -> None:
+def learn(memory: Learnt, usage: Usage, fleet: Fleet) -> None:
     """Add a window's bins to the memory; rows must be aligned with the fleet. Usage of unknown workloads is ignored."""
     bins = _in_row_order(memory, usage)
     ends = bins.ends
@@ -56,6 +58,7 @@ def learn(memory: Rows, usage: Usage, fleet: Fleet) -> None:
         active[:, column] = _learn_vram(memory, bins, column, end)
         _keep_peak(memory, "compute_peaks", (end - bins.step, end, DAY), stored[:, column])
     _add_samples(memory, bins, (stored, active), fleet)
+    observe(memory, Samples(ends, bins.step, stored), fleet)
     _keep_latest(memory, usage, bins)
     memory.marks[UNTIL] = float(ends[-1])
 

@@ -19,6 +19,7 @@ from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
 from autoscaler.model.usage import SATURATED_RATIO, SATURATION_DEVICE_RATIO, Bools, Floats
 from autoscaler.recommend.estimate import Estimate, choose
+from autoscaler.recommend.forecast import Forecast, foreseen_peak
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, quantiles
 from autoscaler.recommend.vram import oom_floor
 
@@ -33,10 +34,13 @@ NEAR_LIMIT_RATIO: Final = 0.96
 OOM_STEP: Final = 1.5
 
 
-def compute_limits(fleet: Fleet, memory: Rows, request: Floats) -> Estimate:
+def compute_limits(fleet: Fleet, memory: Rows, request: Floats, forecast: Forecast | None = None) -> Estimate:
     """Return the wanted compute limits for the wanted requests (W,)."""
     current = fleet.current[:, Field.COMPUTE_LIMIT]
     normal, inputs = _normal(fleet, memory, request)
+    if forecast is not None:
+        inputs["forecast_peak"] = foreseen_peak(fleet, forecast)
+        normal = np.fmax(normal, inputs["forecast_peak"])
     lower_ratio = np.where(np.isnan(inputs["percentile"]), LOWER_RATIO, 1.0)
     streak = memory["saturated"]
     saturated = (streak > 0) & _judged(memory, current)

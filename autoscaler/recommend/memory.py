@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
+from autoscaler.model.forecast import ForecastModel
 from autoscaler.model.rows import Column, Rows
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS
+from autoscaler.recommend.series import new_series
 
 PEAK_BLOCKS: Final = 7
 NEVER: Final = -np.inf
@@ -54,6 +57,14 @@ COLUMNS: Final[Mapping[str, Column]] = {
 }
 
 
-def new_memory() -> Rows:
-    """Return the memory of a recommender that has seen nothing."""
-    return Rows(COLUMNS)
+@dataclass(eq=False)
+class Learnt(Rows):
+    """What was learnt of each workload; `series`: of those with a forecast, `model`: the one in force, None without."""
+
+    series: Rows = field(default_factory=new_series)
+    model: ForecastModel | None = None
+
+
+def new_memory(model: ForecastModel | None = None) -> Learnt:
+    """Return the memory of a recommender that has seen nothing; without a model nothing is forecast."""
+    return Learnt(COLUMNS, model=model)

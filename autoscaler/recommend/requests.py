@@ -1,7 +1,8 @@
 """Layer 3, the baseline: what to reserve for a worker.
 
 Compute: a quantile of the decaying histogram with a raise line, a fast path for repeated exceedance, and a CUSUM that
-lowers only on accumulated evidence (Page 1954). VRAM: `lo` of the activity-gated rule in `vram`.
+lowers only on accumulated evidence (Page 1954); with a forecast, quantiles of the coming hours' largest use instead of
+the histogram's. VRAM: `lo` of the activity-gated rule in `vram`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Bools, Floats
 from autoscaler.recommend.estimate import Estimate, choose
+from autoscaler.recommend.forecast import Forecast
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, quantiles
 from autoscaler.recommend.vram import oom_floor
 
@@ -28,30 +30,32 @@ EXCEEDED_GAIN: Final = 1.1
 EXCEEDED_WINDOW_SECONDS: Final = 30 * MINUTE
 SURPLUS_RATIO: Final = 0.1
 SURPLUS_LEVEL_MINUTES: Final = 25.0
+AHEAD_LEVEL_MINUTES: Final = 18.0
+"""With a forecast: its target rises before the use does, so that it may follow the use down sooner."""
+LINE_SHARE: Final = 0.35
+"""The raise line is the forecast's quantile at this share of the target's level."""
 SURPLUS_LEAK: Final = 0.1
 MAX_JUDGED_SECONDS: Final = 10 * MINUTE
 OOM_GAIN: Final = 1.2
 
 
-def compute_requests(fleet: Fleet, memory: Rows) -> Estimate:
+def compute_requests(fleet: Fleet, memory: Rows, forecast: Forecast | None = None) -> Estimate:
     """Return the wanted compute requests; advances the CUSUM to `fleet.now`, once per moment."""
-    knobs, current = fleet.knobs, fleet.current[:, Field.COMPUTE_REQUEST]
-    explicit = knobs.request_percentile[:, Resource.COMPUTE]
-    percentile = np.where(np.isnan(explicit), knobs.level_percentile, explicit)
-    buffer = knobs.request_buffer[:, Resource.COMPUTE]
-    (quantile,) = quantiles(memory.weights("request_weights"), COMPUTE_BUCKETS, percentile)
+    current = fleet.current[:, Field.COMPUTE_REQUEST]
     peak = memory["compute_peaks"].max(axis=1)
     floor = np.maximum(PEAK_FLOOR_RATIO * peak, ORIGINAL_FLOOR_RATIO * fleet.original[:, Field.COMPUTE_REQUEST])
-    target = np.maximum(quantile * (1 + buffer), floor)
-    lower = np.maximum(quantile, floor)
-    surplus = _judge(fleet, memory, target)
+    ahead = _Ahead(fleet, forecast)
+    target, lower, named = _past(fleet, memory, ahead.replaces)
+    target = np.maximum(np.fmax(target, ahead.target), floor)
+    lower = np.maximum(np.fmax(lower, ahead.line), floor)
+    surplus, level = _judge(fleet, memory, target), np.where(ahead.speaks, AHEAD_LEVEL_MINUTES, SURPLUS_LEVEL_MINUTES)
     exceeded = _exceeded(fleet, memory)
     peak_above = memory["exceeded_peak"]
     rules = (
         (np.isnan(target), current, Cause.NO_DATA),
         (exceeded, np.fmax(target, EXCEEDED_GAIN * peak_above), Cause.EXCEEDED),
         (lower > current, target, Cause.RAISED),
-        ((surplus > SURPLUS_LEVEL_MINUTES) & (target < (1 - SURPLUS_RATIO) * current), target, Cause.SURPLUS),
+        ((surplus > level) & (target < (1 - SURPLUS_RATIO) * current), target, Cause.SURPLUS),
     )
     figure, cause = choose(current, rules)
     return Estimate(
@@ -61,15 +65,43 @@ def compute_requests(fleet: Fleet, memory: Rows) -> Estimate:
         cause=cause,
         urgent=exceeded,
         inputs={
-            "percentile": percentile,
-            "quantile": quantile,
-            "buffer_ratio": buffer,
+            **named,
+            **ahead.inputs,
             "floor": floor,
             "peak_7d": peak,
             "peak_above_request": np.where(exceeded, peak_above, np.nan),
             "surplus_minutes": surplus.copy(),
+            "surplus_level_minutes": level,
         },
     )
+
+
+def _past(fleet: Fleet, memory: Rows, replaced: Bools) -> tuple[Floats, Floats, dict[str, Floats]]:
+    """Return target and raise line of the decaying histogram (W,), NaN where a forecast replaces it, and its inputs."""
+    knobs = fleet.knobs
+    explicit = knobs.request_percentile[:, Resource.COMPUTE]
+    percentile = np.where(np.isnan(explicit), np.where(replaced, np.nan, knobs.level_percentile), explicit)
+    buffer = knobs.request_buffer[:, Resource.COMPUTE]
+    (quantile,) = quantiles(memory.weights("request_weights"), COMPUTE_BUCKETS, percentile)
+    named = {"percentile": percentile, "quantile": quantile, "buffer_ratio": buffer}
+    return quantile * (1 + buffer), quantile, named
+
+
+class _Ahead:
+    """The forecast's target and raise line (W,), NaN where none is asked for or known; `replaces`: the histogram."""
+
+    def __init__(self, fleet: Fleet, forecast: Forecast | None) -> None:
+        self.target = self.line = np.full(len(fleet), np.nan)
+        self.inputs: dict[str, Floats] = {}
+        if forecast is not None:
+            knobs, level = fleet.knobs, fleet.knobs.level_forecast
+            # Only an explicit buffer counts: the quantile of a maximum has its margin in it.
+            buffer = np.nan_to_num(knobs.request_buffer[:, Resource.VRAM])
+            used = np.where(knobs.forecast_layers[:, 0] > 0, 1 + buffer, np.nan)
+            self.target, self.line = used * forecast.at(level), used * forecast.at(level * LINE_SHARE)
+            self.inputs = {"forecast_quantile": level, "forecast_ratio": used, **forecast.inputs(used)}
+        self.speaks: Bools = ~np.isnan(self.target)
+        self.replaces: Bools = self.speaks & np.isnan(fleet.knobs.request_percentile[:, Resource.COMPUTE])
 
 
 def _judge(fleet: Fleet, memory: Rows, target: Floats) -> Floats:

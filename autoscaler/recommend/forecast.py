@@ -1,0 +1,203 @@
+"""The forecast: quantiles of the largest compute use of the coming hours, and how far the season is believed.
+
+Two linear quantile heads (Koenker & Bassett 1978) over scale-free features. Each is scored on this workload once the
+truth is known: pinball loss of its three quantiles, exponentially weighted with a half-life of a day. `auto` averages
+the heads with weights that fall with the fourth power of the loss, and drops the season's where it is half again as
+bad. Averages of forecasts beat the choice of one (Bates & Granger 1969).
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from autoscaler.model.decision import Field
+from autoscaler.model.defaults import DAY
+from autoscaler.model.fleet import Fleet
+from autoscaler.model.forecast import QUANTILES, ForecastModel, Heads
+from autoscaler.model.forecast_knobs import FORECAST_CODE
+from autoscaler.model.resources import Resource
+from autoscaler.model.rows import Rows
+from autoscaler.model.usage import Bools, Floats, Ints
+from autoscaler.recommend import series as past
+from autoscaler.recommend.features import BIN_SECONDS, OFFSET, PER_DAY, PER_HOUR, SEASON_DAYS, Bins, features, relative
+from autoscaler.recommend.memory import Learnt
+from autoscaler.recommend.series import MAX_HORIZON, NEWEST, OPEN, Samples
+
+LOSS_ALPHA: Final = 1 - 2 ** (-1 / PER_DAY)
+LOSS_POWER: Final = 4
+WORST_RATIO: Final = 1.5
+UNSCORED_WEIGHT: Final = 0.5
+LEAST_BINS: Final = PER_HOUR // 2
+ROWS_AT_ONCE: Final = 256
+"""Rows whose bins stay in a processor's cache."""
+SCORES: Final = np.array([NormalDist().inv_cdf(level) for level in QUANTILES])
+
+
+class Forecast(NamedTuple):
+    """The newest forecast of each workload, NaN where there is none.
+
+    `scale` (W,) in TFLOPs, `quantiles` (W, 3) of f(largest use), `season_weight`: (W,): the season's share in them,
+    `losses` (W, 2): of the plain and the season's head.
+    """
+
+    scale: Floats
+    quantiles: Floats
+    season_weight: Floats
+    losses: Floats
+
+    def at(self, level: Floats) -> Floats:
+        """Return a quantile (W,) in TFLOPs: linear in the normal score between those known, and beyond them."""
+        score = _normal_score(level)
+        upper = (score > SCORES[1]).astype(np.int64)
+        rows = np.arange(len(score))
+        low, high = self.quantiles[rows, upper], self.quantiles[rows, upper + 1]
+        slope = (high - low) / (SCORES[upper + 1] - SCORES[upper])
+        value: Floats = self.scale * (np.exp(low + slope * (score - SCORES[upper])) - OFFSET)
+        return value
+
+    def inputs(self, used: Floats) -> dict[str, Floats]:
+        """Return by name what `at` computes from, NaN where `used` (W,) is."""
+        where = np.where(np.isnan(used), np.nan, 1.0)
+        named = {f"forecast_q{level * 100:.0f}": self.quantiles[:, place] for place, level in enumerate(QUANTILES)}
+        named |= {"forecast_scale": self.scale, "season_weight": self.season_weight}
+        named |= {"plain_loss": self.losses[:, 0], "season_loss": self.losses[:, 1]}
+        return {name: where * values for name, values in named.items()}
+
+
+def foreseen_peak(fleet: Fleet, forecast: Forecast) -> Floats:
+    """Return what the coming hours' largest use should stay below (W,), NaN where limits use no forecast.
+
+    An explicit buffer of the limit is put on top.
+    """
+    knobs = fleet.knobs
+    explicit = ~np.isnan(knobs.limit_percentile[:, Resource.COMPUTE])
+    buffer = np.where(explicit, knobs.limit_buffer[:, Resource.COMPUTE], 0.0)
+    used = np.where(knobs.forecast_layers[:, 1] > 0, 1 + buffer, np.nan)
+    return used * forecast.at(np.full(len(fleet), QUANTILES[-1]))
+
+
+def observe(memory: Learnt, samples: Samples, fleet: Fleet) -> None:
+    """Add a window's use, in the fleet's rows, to the series of those that asked; forecast at the end of each bin."""
+    series, model, rows = memory.series, memory.model, past.forecast_rows(fleet)
+    past.align(series, fleet, rows)
+    if not rows.size:
+        return
+    everyone = len(rows) == len(fleet)
+    for number, columns, complete in past.parts(samples):
+        being_filled = series.marks.setdefault(OPEN, float(number))
+        if number > being_filled:
+            _close(series, int(being_filled), fleet, model)
+            series.marks[OPEN] = float(number)
+        if number <= series.marks.get(NEWEST, -np.inf):
+            continue
+        past.add(series, samples.values[:, columns] if everyone else samples.values[rows, columns])
+        if complete:
+            _close(series, number, fleet, model)
+
+
+def newest(memory: Learnt, fleet: Fleet) -> Forecast | None:
+    """Return what is expected now; None where nobody asked or no model is there."""
+    rows, series = past.forecast_rows(fleet), memory.series
+    if not rows.size or memory.model is None or series.keys != tuple(fleet.keys[row] for row in rows):
+        return None
+    weight = _season_weight(series["losses"], fleet.knobs.forecast[rows], ~np.isnan(series["season"][:, 0]))
+    believed, dropped = weight[:, None] > 0, weight[:, None] >= 1
+    plain = np.where(dropped, 0.0, (1 - weight)[:, None] * series["plain"])
+    quantiles = plain + np.where(believed, weight[:, None] * series["season"], 0.0)
+    found = Forecast(series["scale"], quantiles, weight, series["losses"])
+    return Forecast(*(_spread(values, rows, len(fleet)) for values in found))
+
+
+def _close(series: Rows, number: int, fleet: Fleet, model: ForecastModel | None) -> None:
+    if number <= series.marks.get(NEWEST, -np.inf):
+        return
+    past.close(series, number)
+    if model is None:
+        return
+    rows = past.forecast_rows(fleet)
+    horizons = fleet.knobs.forecast_horizon[rows]
+    for asked in np.unique(horizons).tolist():
+        horizon = model.nearest(asked)
+        chosen = np.flatnonzero(horizons == asked)
+        for start in range(0, len(chosen), ROWS_AT_ONCE):
+            block = chosen[start : start + ROWS_AT_ONCE]
+            places: slice | Ints = block
+            if block[-1] - block[0] + 1 == len(block):
+                places = slice(int(block[0]), int(block[-1]) + 1)  # a view instead of a copy
+            bins = round(horizon / BIN_SECONDS)
+            _score(series, places, number, bins)
+            _forecast(series, (places, rows[places]), fleet, (bins, model.heads[horizon]))
+
+
+def _score(series: Rows, places: slice | Ints, number: int, horizon: int) -> None:
+    """Hold the forecast of `horizon` bins ago against what came."""
+    made = series.weights("pending")[places, (number - horizon) % MAX_HORIZON].astype(np.float64)
+    end = number - int(series.marks[past.FIRST]) + 1
+    came = series.weights("peaks")[places, end - horizon : end].astype(np.float64)
+    known = ~np.isnan(came)
+    scored = ~np.isnan(made[:, 6]) & (2 * known.sum(axis=1) >= horizon)
+    if not scored.any():
+        return
+    truth = relative(np.where(known, came, 0.0).max(axis=1), made[:, 0])
+    error = truth[:, None, None] - made[:, 1:].reshape(-1, 2, len(QUANTILES))
+    levels = np.array(QUANTILES)
+    loss = np.maximum(levels * error, (levels - 1) * error).mean(axis=2)
+    losses = series["losses"]
+    before = losses[places]
+    after = np.where(np.isnan(before), loss, before + LOSS_ALPHA * (loss - before))
+    losses[places] = np.where(scored[:, None], after, before)
+
+
+def _forecast(series: Rows, rows: tuple[slice | Ints, Ints], fleet: Fleet, model: tuple[int, Heads]) -> None:
+    """Forecast from the newest bin; `rows`: in the series and in the fleet, `model`: horizon in bins and heads."""
+    (places, of_fleet), (horizon, heads) = rows, model
+    end = int(series.marks[NEWEST]) - int(series.marks[past.FIRST]) + 1
+    bins = Bins(series.weights("peaks")[places], series.weights("means")[places], end)
+    days = np.clip(fleet.knobs.forecast_history[of_fleet] // DAY, 0, SEASON_DAYS).astype(np.int64)
+    seen = features(bins, fleet.original[of_fleet, Field.COMPUTE_REQUEST], horizon, days)
+    ready = (seen.known >= LEAST_BINS)[:, None]
+    plain = np.where(ready, _quantiles(seen.plain, heads.plain), np.nan)
+    season = np.where(ready, _quantiles(np.concatenate([seen.plain, seen.season], axis=1), heads.season), np.nan)
+    naive = fleet.knobs.forecast[of_fleet] == FORECAST_CODE["seasonal-naive"]
+    season = np.where(naive[:, None], seen.season[:, :1], season)
+    series["scale"][places] = seen.scale
+    series["plain"][places] = plain
+    series["season"][places] = season
+    slot = int(series.marks[NEWEST]) % MAX_HORIZON
+    series.weights("pending")[places, slot] = np.concatenate([seen.scale[:, None], plain, season], axis=1)
+
+
+def _quantiles(table: Floats, weights: Floats) -> Floats:
+    """Return the three quantiles (W, 3), none below the one before it."""
+    # Not a matrix product: its rounding depends on the number of rows, and a fleet must get what one workload gets.
+    products = (table[:, None, :] * weights[None, :, 1:]).sum(axis=2) + weights[:, 0]
+    return np.maximum.accumulate(products, axis=1)
+
+
+def _season_weight(losses: Floats, model: Ints, there: Bools) -> Floats:
+    """Return the share of the season's head (W,)."""
+    plain, season = losses[:, 0], losses[:, 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = season / plain
+    weight = np.where(ratio <= WORST_RATIO, 1 / (1 + ratio**LOSS_POWER), 0.0)
+    weight = np.where(np.isnan(ratio), UNSCORED_WEIGHT, weight)
+    weight = np.where(model == FORECAST_CODE["linear"], UNSCORED_WEIGHT, weight)
+    weight = np.where(there, weight, 0.0)
+    return np.where(model == FORECAST_CODE["seasonal-naive"], 1.0, weight)
+
+
+def _normal_score(level: Floats) -> Floats:
+    """Return the standard normal's quantiles; few levels are distinct."""
+    distinct, place = np.unique(level, return_inverse=True)
+    scores = [NormalDist().inv_cdf(one) if 0 < one < 1 else np.nan for one in distinct.tolist()]
+    return np.array(scores)[place]
+
+
+def _spread(values: Floats, rows: Ints, count: int) -> Floats:
+    """Return the values in the fleet's rows, NaN elsewhere."""
+    out = np.full((count, *values.shape[1:]), np.nan)
+    out[rows] = values
+    return out
