@@ -1,9 +1,9 @@
 """External scalers over HTTP(S): a question per workload, all at once, and none waits longer than its own time-out.
 
 A URL that fails three times in a row is left alone for a minute, then probed with one question; each failed probe
-doubles the pause, up to ten minutes. What counts is whether an answer came (no answer in time, no connection, 5xx, 429);
-an answer that says nonsense is only that workload's trouble. An answer that is cut off, too long or not what was agreed
-is never half believed. Neighbours: `model.external` reads answers, `read.scalers` decides who is asked.
+doubles the pause, up to ten minutes. What counts is whether an answer came in time and in one piece, and no 5xx or 429;
+one that says nonsense is only that workload's trouble. No answer is ever half believed. Neighbours: `model.external`
+reads answers, `read.scalers` decides who is asked.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ CONCURRENT: Final = 512
 DEFAULT_KEYS: Final = ("apiKey", "token", "key")
 """Keys of a Secret that are looked for, in this order, where none is named."""
 _SHOWN_CHARACTERS: Final = 200
-_MARGIN_SECONDS: Final = 0.01
-"""So much before the question's own end its time-out strikes, so that it is known which of the two it was."""
 
 
 class _FailedError(Exception):
@@ -113,27 +111,27 @@ class HttpScalers:
         slots: asyncio.Semaphore,
         keys: dict[tuple[str, str], asyncio.Task[Mapping[str, str]]],
     ) -> Answer | Failure:
-        scaler = question.scaler
+        """Wait for a slot and the key, at most half of the time-out, so that the URL is judged by a fair wait only."""
+        seconds = question.scaler.timeout_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
         try:
-            async with asyncio.timeout(scaler.timeout_seconds) as limit, slots:
+            async with asyncio.timeout(seconds / 2) as waiting, slots:
                 headers = await self._headers(question, keys)
-                # The rest has its own time-out, so that a wait for the slot or the key is not held against the URL.
-                left = (limit.when() or 0.0) - asyncio.get_running_loop().time()
-                return await self._through(question, headers, left)
+                waiting.reschedule(None)
+                return await self._through(question, headers, deadline)
         except TimeoutError:
-            waited = f"not asked within {scaler.timeout_seconds:g} s: too many others were, or the key took too long"
-            return Failure(ScalerReason.BUSY, waited)
+            return Failure(ScalerReason.BUSY, f"not asked: no turn, or no key, within {seconds / 2:g} s")
         except _FailedError as error:
             return error.failure
 
-    async def _through(self, question: Question, headers: Mapping[str, str], seconds: float) -> Answer:
+    async def _through(self, question: Question, headers: Mapping[str, str], deadline: float) -> Answer:
         """Ask through the URL's circuit breaker."""
         url = question.scaler.url
         circuit = self._circuits.setdefault(url, Circuit())
         if not circuit.enter(self._clock.now()):
             raise _FailedError(ScalerReason.CIRCUIT_OPEN, _open_text(circuit))
         try:
-            answer = await self._post(question, headers, seconds)
+            answer = await self._post(question, headers, deadline)
         except _FailedError as error:
             if error.unavailable:
                 circuit.failed(self._clock.now(), str(error))
@@ -146,11 +144,11 @@ class HttpScalers:
         circuit.succeeded()
         return answer
 
-    async def _post(self, question: Question, headers: Mapping[str, str], seconds: float) -> Answer:
+    async def _post(self, question: Question, headers: Mapping[str, str], deadline: float) -> Answer:
         url, timeout = question.scaler.url, question.scaler.timeout_seconds
         try:
             async with (
-                asyncio.timeout(max(0.0, seconds - _MARGIN_SECONDS)),
+                asyncio.timeout_at(deadline),
                 self._open().post(url, data=question.body, headers=headers, allow_redirects=False) as response,
             ):
                 content = await _read_all(response)
