@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -20,11 +20,11 @@ from autoscaler.advise.commands import estimate
 from autoscaler.controller import World
 from autoscaler.errors import AutoscalerError, ConfigError, Problem
 from autoscaler.gateways.agents import AgentAccess, HttpAgents
+from autoscaler.gateways.external_scaler import HttpScalers
 from autoscaler.gateways.folder import FolderCluster
 from autoscaler.model.crd import render_crds
 from autoscaler.model.docs import render_docs
 from autoscaler.model.validation import render_json, render_text
-from autoscaler.ports import Cluster
 from autoscaler.process import SystemClock, run_once, run_until_stopped
 from autoscaler.read.manifests import validate_files
 from autoscaler.read.prometheus import PrometheusHistory, PrometheusSettings
@@ -32,6 +32,9 @@ from autoscaler.report import columns
 from autoscaler.report.printed import pass_as_data, pass_as_lines
 from autoscaler.report.writer import Passed
 from autoscaler.settings import Settings
+
+if TYPE_CHECKING:
+    from autoscaler.kube.cluster import KubeCluster
 
 app = typer.Typer(
     add_completion=False,
@@ -206,10 +209,11 @@ async def _world(settings: Settings) -> World:
             ca_file=settings.prometheus_ca_file,
         )
     )
-    return World(clock, history, await _cluster(settings, clock), _agents(settings, clock))
+    cluster = await _cluster(settings, clock)
+    return World(clock, history, cluster, _agents(settings, clock), HttpScalers(cluster, clock))
 
 
-async def _cluster(settings: Settings, clock: SystemClock) -> Cluster:
+async def _cluster(settings: Settings, clock: SystemClock) -> FolderCluster | KubeCluster:
     if settings.cluster_dir is not None:
         return FolderCluster(settings.cluster_dir, clock)
     from autoscaler.kube.cluster import KubeCluster  # the client costs a second and 60 MB to import

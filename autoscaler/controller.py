@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,9 +24,10 @@ from autoscaler.model.rows import Rows
 from autoscaler.model.snapshot import Snapshot
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import Discovered, Workload
-from autoscaler.ports import Clock, Cluster, Enforcement, History
+from autoscaler.ports import Clock, Cluster, Enforcement, History, Scalers
 from autoscaler.read.catchup import Catchup, Reach
 from autoscaler.read.generate import new_workload
+from autoscaler.read.scalers import consult
 from autoscaler.read.world import read_world
 from autoscaler.recommend import UNTIL, learn, new_memory, recommend, watch
 from autoscaler.report.ledger import Ledger
@@ -44,17 +45,19 @@ LIVE_SECONDS: Final = 7200.0
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The four ports."""
+    """The ports; without `scalers` nobody's own scaler is asked."""
 
     clock: Clock
     history: History
     cluster: Cluster
     enforcement: Enforcement
+    scalers: Scalers | None = None
 
     async def close(self) -> None:
         """Release all connections."""
-        for port in (self.history, self.cluster, self.enforcement):
-            await port.close()
+        for port in (self.history, self.cluster, self.enforcement, self.scalers):
+            if port is not None:
+                await port.close()
 
 
 class Controller:
@@ -83,7 +86,7 @@ class Controller:
 
         """
         with self.metrics.pass_seconds.labels("read").time():
-            snapshot = await self._read_world()
+            snapshot = await self._consult(await self._read_world())
             fleet = self._lay_out(snapshot)
             history_error = await self._read_history(fleet)
         with self.metrics.pass_seconds.labels("recommend").time():
@@ -141,6 +144,14 @@ class Controller:
         self._discovered = snapshot.discovered
         self._meet(snapshot)
         return snapshot
+
+    async def _consult(self, snapshot: Snapshot) -> Snapshot:
+        """Ask the external scalers that are due; takes no longer than the longest of their time-outs."""
+        if self.world.scalers is None:
+            return snapshot
+        before = self._before.allowed if self._before is not None else None
+        workloads, known = snapshot.discovered.workloads, self._before.snapshot.external if self._before else {}
+        return replace(snapshot, external=await consult(self.world.scalers, workloads, before, known, snapshot.now))
 
     def _meet(self, snapshot: Snapshot) -> None:
         """Take an epoch over any that a node, met for the first time, has seen."""
