@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from autoscaler.errors import ConfigError, Problem
 from autoscaler.model import defaults
 
 
@@ -84,3 +85,20 @@ class Settings(BaseSettings):
         if self.cluster_dir is not None and self.kubeconfig is not None:
             raise ValueError("cluster_dir and kubeconfig exclude each other: give one")
         return self
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Return the settings with these given by flags; what is None is left to the environment.
+
+    Raises:
+        ConfigError: with every value that is not allowed.
+
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = [
+            Problem(".".join(map(str, one["loc"])) or "settings", str(one["input"]), one["msg"])
+            for one in error.errors()
+        ]
+        raise ConfigError(problems) from None

@@ -35,8 +35,27 @@ class _Answer(msgspec.Struct, gc=False, rename="camel"):
     warnings: list[str] | None = None
 
 
+class _Point(msgspec.Struct, gc=False):
+    metric: dict[str, str]
+    value: tuple[float, str]
+
+
+class _Vector(msgspec.Struct, gc=False, rename="camel"):
+    result_type: str
+    result: list[_Point]
+
+
+class _Now(msgspec.Struct, gc=False, rename="camel"):
+    status: str
+    data: _Vector | None = None
+    error_type: str = ""
+    error: str = ""
+    warnings: list[str] | None = None
+
+
 BATCH_BYTES = 1_000_000
 _ANSWER = msgspec.json.Decoder(_Answer)
+_NOW = msgspec.json.Decoder(_Now)
 _LABELS = msgspec.json.Decoder(dict[str, str])
 _NAME = b'{"__name__":"'
 _HEAD = b'{"status":"success","data":{"resultType":"matrix","result":['
@@ -95,6 +114,24 @@ def samples_in(body: bytes | bytearray, known: KnownLabels) -> Iterator[Samples]
         )
 
 
+def points_in(body: bytes | bytearray) -> list[tuple[dict[str, str], float]]:
+    """Return labels and value of each series in an instant query's answer.
+
+    Raises:
+        HistoryError: the answer is no success, carries warnings (it may be partial), or is no vector of numbers.
+
+    """
+    try:
+        answer = _NOW.decode(body)
+        points = [(point.metric, float(point.value[1])) for point in answer.data.result] if answer.data else []
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise HistoryError(f"the answer is not what Prometheus answers ({len(body)} bytes): {error}") from error
+    _check(answer)
+    if answer.data is None or answer.data.result_type != "vector":
+        raise HistoryError(f"expected a vector, got {answer.data.result_type if answer.data else 'no data'}")
+    return points
+
+
 def reason_in(body: bytes | bytearray) -> str:
     """Return the reason in a refused request's body, or its beginning where it is not Prometheus' JSON."""
     try:
@@ -133,13 +170,17 @@ def _decoded(body: bytes | bytearray) -> Iterator[_Texts]:
         answer = _ANSWER.decode(body)
     except msgspec.MsgspecError as error:
         raise HistoryError(f"the answer is not what Prometheus answers ({len(body)} bytes): {error}") from error
+    _check(answer)
+    if answer.data is None or answer.data.result_type != "matrix":
+        raise HistoryError(f"expected a matrix, got {answer.data.result_type if answer.data else 'no data'}")
+    return ((bytes(series.metric), bytes(series.values)) for series in answer.data.result)
+
+
+def _check(answer: _Answer | _Now) -> None:
     if answer.status != "success":
         raise HistoryError(f"{answer.error_type or answer.status}: {answer.error or 'no reason given'}")
     if answer.warnings:
         raise HistoryError(f"the answer may be partial: {'; '.join(answer.warnings)}")
-    if answer.data is None or answer.data.result_type != "matrix":
-        raise HistoryError(f"expected a matrix, got {answer.data.result_type if answer.data else 'no data'}")
-    return ((bytes(series.metric), bytes(series.values)) for series in answer.data.result)
 
 
 def _batches(series: Iterator[_Texts]) -> Iterator[list[_Texts]]:

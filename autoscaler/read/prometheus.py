@@ -19,7 +19,7 @@ import aiohttp
 
 from autoscaler.errors import HistoryError
 from autoscaler.model.usage import Usage, Window
-from autoscaler.read.answer import KnownLabels, reason_in, samples_in
+from autoscaler.read.answer import KnownLabels, points_in, reason_in, samples_in
 from autoscaler.read.bins import Binned, gap_seconds, stacked
 from autoscaler.read.readings import (
     DEVICE_MEMORY_SECONDS,
@@ -31,6 +31,7 @@ from autoscaler.read.readings import (
     reduced,
 )
 from autoscaler.read.series import joined, parts_of, usage_of
+from autoscaler.settings import Settings
 
 MOST_POINTS = 11_000
 """Prometheus refuses a range query with more points per series."""
@@ -72,6 +73,20 @@ class Query:
         return f"{self.path} {self.form['query']}"
 
 
+def history_of(settings: Settings) -> PrometheusHistory:
+    """Return the Prometheus that the controller's settings name."""
+    return PrometheusHistory(
+        PrometheusSettings(
+            url=settings.prometheus_url,
+            scrape_interval_seconds=settings.scrape_interval_seconds,
+            timeout_seconds=settings.prometheus_timeout_seconds,
+            matcher=settings.prometheus_matcher,
+            token_file=settings.prometheus_token_file,
+            ca_file=settings.prometheus_ca_file,
+        )
+    )
+
+
 class PrometheusHistory:
     """The fleet's use as Prometheus recorded it."""
 
@@ -92,6 +107,22 @@ class PrometheusHistory:
         """
         parts = [await self._read_part(part) for part in self.parts(window)]
         return parts[0] if len(parts) == 1 else joined(window, parts)
+
+    async def points(self, names: Iterable[str], at: float) -> dict[str, list[tuple[dict[str, str], float]]]:
+        """Return labels and value of every series of these metrics that is alive at a moment, by metric.
+
+        Raises:
+            HistoryError: as `read`.
+
+        """
+        found = {}
+        for name in names:
+            query = Query("query", {"query": self._selector(name), "time": _moment(at)})
+            try:
+                found[name] = points_in(await self._answer(query))
+            except HistoryError as error:
+                raise error if str(error).startswith(str(query)) else HistoryError(f"{query}: {error}") from error
+        return found
 
     def parts(self, window: Window) -> tuple[Window, ...]:
         """Cut a window so that reading part by part holds no more than one part in memory."""
@@ -134,7 +165,7 @@ class PrometheusHistory:
         return stacked([reduced(reading, samples, window, gap) for samples in samples_in(body, self._known)])
 
     def _query(self, reading: Reading, window: Window) -> Query:
-        selector = reading.name + (f"{{{self._settings.matcher}}}" if self._settings.matcher else "")
+        selector = self._selector(reading.name)
         if reading.reduction is Reduction.DEVICE:
             seconds = window.end - window.start + DEVICE_MEMORY_SECONDS
             return _range(f"last_over_time({selector}[{_duration(seconds)}])", window.end, window.end, window.step)
@@ -148,6 +179,9 @@ class PrometheusHistory:
         until = window.end + (self._settings.scrape_interval_seconds if around else 0.0)
         expression = f"{selector}[{_duration(until - window.start + around)}]"
         return Query("query", {"query": expression, "time": _moment(until)})
+
+    def _selector(self, name: str) -> str:
+        return name + (f"{{{self._settings.matcher}}}" if self._settings.matcher else "")
 
     def _is_long(self, window: Window) -> bool:
         return window.end - window.start > self._settings.raw_seconds
