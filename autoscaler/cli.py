@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
-from autoscaler.advise.commands import estimate
+from autoscaler.advise.commands import estimate, recommend
 from autoscaler.controller import World
-from autoscaler.errors import AutoscalerError, ConfigError, Problem
+from autoscaler.errors import AutoscalerError, ConfigError
 from autoscaler.gateways.agents import AgentAccess, HttpAgents
 from autoscaler.gateways.external_scaler import HttpScalers
 from autoscaler.gateways.folder import FolderCluster
@@ -27,11 +26,11 @@ from autoscaler.model.docs import render_docs
 from autoscaler.model.validation import render_json, render_text
 from autoscaler.process import SystemClock, run_once, run_until_stopped
 from autoscaler.read.manifests import validate_files
-from autoscaler.read.prometheus import PrometheusHistory, PrometheusSettings
+from autoscaler.read.prometheus import history_of
 from autoscaler.report import columns
 from autoscaler.report.printed import pass_as_data, pass_as_lines
 from autoscaler.report.writer import Passed
-from autoscaler.settings import Settings
+from autoscaler.settings import Settings, settings_of
 
 if TYPE_CHECKING:
     from autoscaler.kube.cluster import KubeCluster
@@ -97,7 +96,7 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
     }
     _log_to_stderr()
     with _one_line_errors():
-        settings = _settings({name: value for name, value in given.items() if value is not None})
+        settings = settings_of(given)
         if not settings.prometheus_url:
             _fail("no history to read: give --prometheus-url or TF_AUTOSCALER_PROMETHEUS_URL", code=2)
         shown = settings.model_dump(mode="json", exclude_none=True)
@@ -199,16 +198,7 @@ async def _run_until_stopped(settings: Settings, *, dry_run: bool) -> None:
 async def _world(settings: Settings) -> World:
     """Return the real ports that the settings name."""
     clock = SystemClock()
-    history = PrometheusHistory(
-        PrometheusSettings(
-            url=settings.prometheus_url,
-            scrape_interval_seconds=settings.scrape_interval_seconds,
-            timeout_seconds=settings.prometheus_timeout_seconds,
-            matcher=settings.prometheus_matcher,
-            token_file=settings.prometheus_token_file,
-            ca_file=settings.prometheus_ca_file,
-        )
-    )
+    history = history_of(settings)
     cluster = await _cluster(settings, clock)
     return World(clock, history, cluster, _agents(settings, clock), HttpScalers(cluster, clock))
 
@@ -230,17 +220,6 @@ def _agents(settings: Settings, clock: SystemClock) -> HttpAgents:
         timeout_seconds=settings.agent_timeout_seconds,
     )
     return HttpAgents(access, clock)
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        problems = [
-            Problem(".".join(map(str, one["loc"])) or "settings", str(one["input"]), one["msg"])
-            for one in error.errors()
-        ]
-        raise ConfigError(problems) from None
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -286,4 +265,5 @@ def _fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
-app.command()(_one_line_errors()(estimate))
+for advice in (estimate, recommend):
+    app.command()(_one_line_errors()(advice))
