@@ -52,7 +52,8 @@ def _covering(fleet: Fleet, field: Field, weighed: Balance, estimate: Estimate) 
     """Return the estimate of an amount, at least what each worker needs once there are fewer."""
     least = weighed.request if field.side is Side.REQUEST else weighed.limit
     assert field.resource is not None
-    return cover(estimate, fleet.current[:, field], least[:, field.resource])
+    next_step = least[:, field.resource]
+    return cover(estimate, fleet.current[:, field], (next_step, next_step * weighed.least / weighed.last))
 
 
 def _in_effect(fleet: Fleet, field: Field, wanted: Floats) -> Floats:

@@ -50,10 +50,12 @@ COLUMNS: Final[Mapping[str, Column]] = {
     # where the request's band stands
     "surplus": Column(),
     "judged_at": Column(fill=np.nan),
-    # since when limits want to grow, and from where; how many workers the request's history counts for
+    # since when limits want to grow, and from where; how many workers the request's history counts for, and since when
+    # they share the load
     "growth_since": Column((2,), fill=np.nan),
     "growth_from": Column((2,), fill=np.nan),
     "spread": Column(fill=np.nan),
+    "settled_since": Column(fill=np.nan),
 }
 
 

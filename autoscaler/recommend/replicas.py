@@ -56,13 +56,13 @@ class Workers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Balance:
-    """What the load alone asks for, before vertical comes first; (W, 2) by Resource, `fewest` and `least` (W,).
+    """What the load alone asks for, before vertical comes first; (W, 2) by Resource, `fewest`, `least`, `last` (W,).
 
     `load`: Σ use over all workers, or the forecast if that is more. `gain`: what clipped use counts. `capacity`: target
     x limit x GPUs, the load of one worker at its target. `desired`: the HPA's count, NaN where replicas don't follow
     the resource or nothing is known. `fewest`: the least count whose load stays under the target with tolerance, NaN
-    unknown. `least`: where fewer will do, the count after the next step inward, else NaN. `request`, `limit`: what each
-    worker needs then, NaN where nothing is asked of it.
+    unknown. `least`, `last`: where fewer will do, the count after the next and after the last step inward, else NaN.
+    `request`, `limit`: what each worker needs after the next one, NaN where nothing is asked of it.
     """
 
     workers: Workers
@@ -72,6 +72,7 @@ class Balance:
     desired: Floats
     fewest: Floats
     least: Floats
+    last: Floats
     request: Floats
     limit: Floats
 
@@ -111,9 +112,9 @@ def balance(fleet: Fleet, memory: Rows, forecast: Floats | None = None) -> Balan
     desired = hpa_count(workers, worth, tolerance)
     inward = np.ceil((worth + workers.missing) / np.maximum(1 - tolerance, LEAST_SHARE) - ROUNDING)
     fewest = np.maximum(_most(np.fmax(inward, desired), ~np.isnan(target)), 1.0)
-    least = _next_inward(fleet, fewest)
+    least, last = _inward(fleet, fewest)
     request, limit = _cover(fleet, memory, (load, least, workers))
-    return Balance(workers, load, gain, capacity, desired, fewest, least, request, limit)
+    return Balance(workers, load, gain, capacity, desired, fewest, least, last, request, limit)
 
 
 def _workers(fleet: Fleet, memory: Rows) -> Workers:
@@ -124,11 +125,17 @@ def _workers(fleet: Fleet, memory: Rows) -> Workers:
 
 
 def _gain(fleet: Fleet, memory: Rows) -> Floats:
-    """Return what clipped compute use counts (W, 2); while new workers start, help is on its way and it counts once."""
+    """Return what clipped compute use counts (W, 2).
+
+    It counts once while new workers start: help is on its way. Samples from before they shared the load say nothing.
+    """
     current, streak = fleet.current[:, Field.COMPUTE_LIMIT], memory["saturated"]
     judged = (memory["seen"][:, Field.COMPUTE_LIMIT] == current) & (memory["saturated_at"] > memory["limit_changed_at"])
     judged &= fleet.ready >= fleet.current[:, Field.REPLICAS]
-    compute = np.select([judged & (streak > 1), judged & (streak > 0)], [defaults.SURGE_RATIO, CLIPPED_GAIN], 1.0)
+    with np.errstate(invalid="ignore"):
+        shared = np.where(judged, np.nan_to_num(memory["saturated_at"] - memory["settled_since"], nan=0.0), 0.0)
+    twice, once = (streak > 1) & (shared >= 2 * MINUTE), (streak > 0) & (shared >= MINUTE)
+    compute = np.select([twice, once], [defaults.SURGE_RATIO, CLIPPED_GAIN], 1.0)
     return np.stack([compute, np.ones(len(fleet))], axis=1)
 
 
@@ -138,13 +145,13 @@ def _most(counts: Floats, steered: Bools) -> Floats:
     return np.where(np.isfinite(known), known, np.nan)
 
 
-def _next_inward(fleet: Fleet, fewest: Floats) -> Floats:
-    """Return the count after the next step inward, NaN where nobody may take it or the load asks for none, (W,)."""
+def _inward(fleet: Fleet, fewest: Floats) -> tuple[Floats, Floats]:
+    """Return the count after the next and the last step inward, NaN where nobody may take one or none is due, (W,)."""
     count, flags = fleet.current[:, Field.REPLICAS], fleet.flags
     lowest = np.maximum(fewest, fleet.knobs.minimum[:, Field.REPLICAS])
     stepped = np.maximum(lowest, count - fleet.knobs.largest_step(count)[:, 1])
     ours = (fleet.knobs.mode[:, Field.REPLICAS] == ON) & ~flags.managed_elsewhere & ~flags.paused_down
-    return np.where(ours & (stepped < count), stepped, np.nan)
+    return np.where(ours & (stepped < count), stepped, np.nan), lowest
 
 
 def _cover(fleet: Fleet, memory: Rows, inward: tuple[Floats, Floats, Workers]) -> tuple[Floats, Floats]:

@@ -2,8 +2,8 @@
 
 Outward from N to M: until the new workers are ready nothing shrinks (`guard.horizontal`). Once all are, each carries
 N/M of what it did, so the request's histogram counts scaled by N/M - the per-worker request is re-read at once instead
-of after hours - and samples above the old share are forgotten. Should the load not spread evenly after all, the next
-samples say so, long before the evidence to lower a request is complete.
+of after hours -, use above the request is forgotten, and most of the evidence to lower it is given. The next samples
+give the rest, or take it back should the load not spread evenly after all.
 
 Inward from N to M: before it happens requests and limits are raised to, and kept at, the load of M workers (`cover`);
 `replicas` moves only once they are in force. History is not scaled up: it was learnt at loads that are over.
@@ -28,7 +28,10 @@ from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Bools, Floats, Floats32
 from autoscaler.recommend.estimate import Estimate
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS
+from autoscaler.recommend.requests import SURPLUS_LEVEL_MINUTES
 
+SPREAD_EVIDENCE_RATIO: Final = 0.8
+"""Of the evidence that lowers a request, what more workers to share the load are worth."""
 COVER_GAIN: Final = 1.1
 """What is raised for fewer workers is raised by a little more, so that noise of the load does not undo it."""
 
@@ -41,12 +44,15 @@ def respread(fleet: Fleet, memory: Rows) -> None:
     shared = (fleet.knobs.mode[:, Field.REPLICAS] == ON) & ~np.isnan(
         fleet.knobs.target_utilization[:, Resource.COMPUTE]
     )
+    since = memory["settled_since"]
+    since[:] = np.where(settled & (count == spread), np.fmin(since, fleet.now), np.where(settled, fleet.now, np.nan))
     grown: Bools = np.asarray(settled & shared & (count > spread), dtype=np.bool_)
     weights = memory.weights("request_weights")
     for row in np.flatnonzero(grown):
         weights[row] = _scaled_down(weights[row], float(count[row] / spread[row]))
     memory["exceeded_at"][grown] = -np.inf
     memory["exceeded_peak"][grown] = 0.0
+    memory["surplus"][grown] = SPREAD_EVIDENCE_RATIO * SURPLUS_LEVEL_MINUTES
     spread[settled] = count[settled]
 
 
@@ -59,9 +65,14 @@ def _scaled_down(weights: Floats32, ratio: float) -> Floats32:
     return scaled.astype(np.float32)
 
 
-def cover(estimate: Estimate, current: Floats, least: Floats) -> Estimate:
-    """Return the estimate, at least what fewer workers need (`least` (W,), NaN nothing), with a little to spare."""
-    spare = np.where(least > current, COVER_GAIN * least, np.fmin(COVER_GAIN * least, current))
+def cover(estimate: Estimate, current: Floats, needed: tuple[Floats, Floats]) -> Estimate:
+    """Return the estimate, at least what fewer workers need, with a little to spare.
+
+    `needed` (W,), NaN nothing: after the next step inward, which is raised to; and after the last one, below which what
+    is in force does not shrink, only to be raised again.
+    """
+    least, last = needed
+    spare = np.where(least > current, COVER_GAIN * least, np.fmin(COVER_GAIN * last, current))
     figure = np.fmax(estimate.figure, spare)
     raised = (figure > estimate.figure) & (figure > current)
     code = np.int8(CAUSE_CODE[Cause.COVER_FIRST])
