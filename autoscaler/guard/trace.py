@@ -102,7 +102,8 @@ def _allowed_steps(allowed: Allowed, trace: Trace, row: int, field: Field) -> It
         verdict = VERDICTS[int(allowed.verdict[row, field])]
         yield Step(EVALUATION, verdict, start[field], current[field], _evaluation(allowed, trace, row, field))
     figures = [start[one] if on[one] and due[one] else current[one] for one in Field]
-    codes = [VERDICT_CODE[Verdict.PASSED] if on[one] else VERDICT_CODE[Verdict.RECOMMEND_ONLY] for one in Field]
+    idle = [not on[one] and start[one] != current[one] for one in Field]
+    codes = [VERDICT_CODE[Verdict.RECOMMEND_ONLY if idle[one] else Verdict.PASSED] for one in Field]
     yield from _guarded(allowed, trace, row, field, (trace.applied, figures, codes))
 
 
