@@ -183,7 +183,8 @@ class Controller:
     def _limits(self, history_error: str) -> Limits:
         """Without history nothing is fresh: everything is held."""
         fresh = -np.inf if history_error else self.settings.fresh_seconds
-        return Limits(fresh, self.settings.changes_per_pass, self.settings.min_samples)
+        settings = self.settings
+        return Limits(fresh, settings.changes_per_pass, settings.min_samples, settings.vram_reserve)
 
     def _batch(self, snapshot: Snapshot, allowed: Allowed) -> Batch:
         """Decide for those that move, whose workers don't all hold the same, or whose count is noted for nothing."""
@@ -236,7 +237,7 @@ class Controller:
 
     @property
     def _memories(self) -> Mapping[str, Rows]:
-        return {"learnt": self.learnt, "series": self.learnt.series, "guarded": self.guarded}
+        return {"learnt": self.learnt, "series": self.learnt.series, "guarded": self.guarded, "devices": self.guarded.devices}
 
     @property
     def _checkpoint(self) -> Path | None:

@@ -9,7 +9,7 @@ import numpy as np
 from autoscaler.guard.case import Case
 from autoscaler.model import defaults
 from autoscaler.model.decision import AMOUNT_FIELDS, Field
-from autoscaler.model.reasons import VERDICT_CODE, Verdict
+from autoscaler.model.reasons import Verdict
 from autoscaler.model.resources import MIB, Resource
 from autoscaler.model.usage import Floats
 
@@ -57,25 +57,42 @@ def order(case: Case) -> Case:
 def published(case: Case) -> Case:
     """What is published is rounded up, to 3 significant digits of TFLOPs and to whole MiB, but not past a bound.
 
-    Growth that the device's capacity cut short is rounded down: no request is larger than what was free.
+    A shrink is not turned into growth by that.
     """
     figure, current = case.figure.copy(), case.fleet.current
+    moved = figure != current
     for field in AMOUNT_FIELDS:
         assert field.resource is not None
-        value, capped = figure[:, field], case.verdict[:, field] == VERDICT_CODE[Verdict.CAPACITY_LIMITED]
-        unit = _unit(value, field.resource)
-        up, down = np.ceil(value / unit - ROUNDED) * unit, np.floor(value / unit + ROUNDED) * unit
-        rounded = np.where(capped, np.fmax(down, current[:, field]), up)
-        most = np.fmin(case.fleet.knobs.maximum[:, field], case.fleet.device[:, field.resource])
-        tidy = np.round(rounded, DECIMALS)  # a product of powers of ten has a last bit too many
-        figure[:, field] = np.where(value != current[:, field], np.fmin(tidy, most), value)
+        rows = np.flatnonzero(moved[:, field])
+        if rows.size:
+            most = np.fmin(case.fleet.knobs.maximum[rows, field], case.fleet.device[rows, field.resource])
+            rounded = np.fmin(rounded_up(figure[rows, field], field.resource), most)
+            held = current[rows, field]
+            figure[rows, field] = np.where(figure[rows, field] < held, np.fmin(rounded, held), rounded)
     return replace(case, figure=figure)
 
 
+def rounded_up(values: Floats, resource: Resource) -> Floats:
+    """Return figures as they are published: the next multiple that is not smaller; any shape."""
+    unit = _unit(values, resource)
+    return np.round(np.ceil(values / unit - ROUNDED) * unit, DECIMALS)
+
+
+def rounded_down(values: Floats, resource: Resource) -> Floats:
+    """Return the next figure that can be published and is not larger; any shape."""
+    unit = _unit(values, resource)
+    return np.round(np.floor(values / unit + ROUNDED) * unit, DECIMALS)
+
+
+def at_most(value: float, resource: Resource) -> float:
+    """Return `rounded_down` of one figure."""
+    return float(rounded_down(np.array([value]), resource)[0])
+
+
 def _unit(values: Floats, resource: Resource) -> Floats:
-    """Return what a figure is a multiple of, (W,)."""
+    """Return what a figure is a multiple of."""
     if resource is Resource.VRAM:
-        return np.full(values.shape, float(MIB))
+        return np.full(np.shape(values), float(MIB))
     with np.errstate(divide="ignore"):
         exponent = np.floor(np.log10(np.where(values > 0, values, 1.0)))
     return np.asarray(10.0 ** (exponent - (SIGNIFICANT_DIGITS - 1)), dtype=np.float64)

@@ -7,14 +7,16 @@ verdict where it did. Arrays are (W, 5) by Field.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from autoscaler.guard.memory import Memory
+from autoscaler.model import defaults
+from autoscaler.model.decision import Field
 from autoscaler.model.fleet import Fleet
-from autoscaler.model.proposal import Codes, Wanted
+from autoscaler.model.proposal import Codes, Inputs, Wanted
 from autoscaler.model.reasons import CAUSE_CODE, VERDICT_CODE, Cause, Verdict
-from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Bools, Floats
 
 
@@ -23,12 +25,14 @@ class Limits:
     """What holds for the fleet as a whole.
 
     `fresh_seconds`: age at which history is stale. `changes_per_pass`: workloads that may move in one pass.
-    `min_samples`: bins of history before anything is lowered.
+    `min_samples`: bins of history before anything is lowered. `vram_reserve`: what stays free on a device when VRAM
+    requests grow, in standard deviations of its members' bursts.
     """
 
     fresh_seconds: float
     changes_per_pass: int
     min_samples: int
+    vram_reserve: float = defaults.VRAM_RESERVE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,17 +40,18 @@ class Case:
     """The fleet, what is wanted, what is left of it, and what earlier passes left behind.
 
     `due`: figures that are evaluated in this pass and may be applied. `frozen`: figures that no later guard may move,
-    from the start those that are not due.
+    from the start those that are not due. `notes`: numbers that a guard used, by field and name (W,), for the reader.
     """
 
     fleet: Fleet
     wanted: Wanted
-    memory: Rows
+    memory: Memory
     limits: Limits
     due: Bools
     figure: Floats
     verdict: Codes
     frozen: Bools
+    notes: Inputs = field(default_factory=dict)
 
     @property
     def up(self) -> Bools:
@@ -87,6 +92,23 @@ class Case:
             figure=allowed,
             verdict=np.where(moved, np.int8(VERDICT_CODE[verdict]), self.verdict).astype(np.int8),
         )
+
+    def pin(self, figure: Floats, where: Bools, verdict: Verdict | None = None) -> Case:
+        """Return the case with these figures (W, 5) in those places, also where they were not due; no guard moves them.
+
+        Without a verdict the one they have stays.
+        """
+        code = self.verdict if verdict is None else np.int8(VERDICT_CODE[verdict])
+        return replace(
+            self,
+            figure=np.where(where, figure, self.figure),
+            verdict=np.where(where, code, self.verdict).astype(np.int8),
+            frozen=self.frozen | where,
+        )
+
+    def noting(self, of: Field, **numbers: Floats) -> Case:
+        """Return the case with named numbers (W,) beside a field's inputs; NaN where they say nothing."""
+        return replace(self, notes={**self.notes, of: {**self.notes.get(of, {}), **numbers}})
 
 
 Guard = Callable[[Case], Case]

@@ -11,14 +11,16 @@ from autoscaler.guard.bounds import PAIRS, bounds, live_use, order, published
 from autoscaler.guard.capacity import capacity, rate
 from autoscaler.guard.case import Case, Guard, Limits
 from autoscaler.guard.evidence import enough, fresh, not_managed_elsewhere, supported, unpaused, valid
-from autoscaler.guard.ordered import of_layers
 from autoscaler.guard.horizontal import one_answer
+from autoscaler.guard.memory import Memory, remember_use
+from autoscaler.guard.ordered import of_layers
+from autoscaler.guard.quota import quota
+from autoscaler.guard.rollback import keep_good, rollback
 from autoscaler.guard.stability import cool_down, dead_band, stabilization, step
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.knobs import ON
 from autoscaler.model.proposal import Allowed, Passage, Trace, Wanted
-from autoscaler.model.reasons import VERDICT_CODE, Verdict
-from autoscaler.model.rows import Rows
+from autoscaler.model.reasons import CAUSE_CODE, VERDICT_CODE, Cause, Verdict
 from autoscaler.model.usage import Bools, Floats
 
 GUARDS: Final[tuple[Guard, ...]] = (
@@ -33,15 +35,19 @@ GUARDS: Final[tuple[Guard, ...]] = (
     of_layers(dead_band),
     of_layers(stabilization),
     of_layers(step),
+    of_layers(rollback),
     of_layers(cool_down),
     # how far? From here on a figure is only made safer, whatever came before.
     live_use,
     bounds,
     order,
+    published,
+    order,
+    # is there room? What is rounded up already is only cut, to figures that can be published.
+    quota,
     capacity,
     of_layers(one_answer),
     rate,
-    published,
     order,
 )
 SHAPING: Final[tuple[Guard, ...]] = (bounds, order, published, order)
@@ -52,8 +58,9 @@ EVALUATION_SLACK: Final = 0.9
 """A pass that comes a little early still counts as a layer's period."""
 
 
-def guard(fleet: Fleet, wanted: Wanted, memory: Rows, limits: Limits) -> Allowed:
+def guard(fleet: Fleet, wanted: Wanted, memory: Memory, limits: Limits) -> Allowed:
     """Return what may be applied now; figures whose layer is not on, or not due for evaluation, stay in force."""
+    remember_use(fleet, memory)
     figure = np.where(np.isnan(wanted.figure), fleet.current, wanted.figure)
     on = fleet.knobs.mode == ON
     waited = fleet.now - memory["evaluated_at"]
@@ -100,7 +107,8 @@ def _remembered(case: Case, target: Floats, due: Bools) -> Allowed:
     small = np.abs(target - memory["target"]) <= DRIFT_RATIO * memory["target"]
     drifts = small & (case.figure == current) & (target != current)
     memory["target"][:] = np.where(evaluated & ~drifts, target, memory["target"])
-    memory["verdict"][:] = np.where(evaluated, case.verdict, memory["verdict"])
+    told = evaluated | (case.figure != current)  # who gives to others may not be due
+    memory["verdict"][:] = np.where(told, case.verdict, memory["verdict"])
     memory["cause"][:] = np.where(evaluated, case.wanted.cause, memory["cause"])
     memory["evaluated_at"][due] = case.fleet.now
     return Allowed(
@@ -110,11 +118,16 @@ def _remembered(case: Case, target: Floats, due: Bools) -> Allowed:
         target=memory["target"].copy(),
         cause=memory["cause"].astype(np.int8),
         verdict=memory["verdict"].astype(np.int8),
+        notes=case.notes,
     )
 
 
-def note(memory: Rows, before: Fleet, figure: Floats) -> None:
+def note(memory: Memory, before: Fleet, figure: Floats) -> None:
     """Remember which figures moved at `before.now`, once they were written; `figure` (W, 5)."""
+    lowered = figure < before.current
+    if lowered.any():
+        keep_good(memory, before, lowered)
+        memory["lowered_at"][lowered] = before.now
+        memory["idled_at"][lowered & (memory["cause"] == CAUSE_CODE[Cause.IDLE])] = before.now
     memory["raised_at"][figure > before.current] = before.now
-    memory["lowered_at"][figure < before.current] = before.now
     memory["shrink_since"][figure != before.current] = np.nan

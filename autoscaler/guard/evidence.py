@@ -9,17 +9,31 @@ import numpy as np
 from autoscaler.guard.case import Case
 from autoscaler.model.decision import Field
 from autoscaler.model.reasons import Cause, Verdict
+from autoscaler.model.usage import Bools
 
 REPLICAS: Final = np.arange(len(Field)) == Field.REPLICAS
 """Mask over the field axis."""
 
 
+def is_early(case: Case) -> Bools:
+    """Return where too little is known to lower anything: the initial delay is not over, or bins are few, (W,)."""
+    age = np.nan_to_num(case.fleet.now - case.wanted.first_at, nan=0.0)
+    return np.asarray((age < case.fleet.knobs.initial_delay) | _is_few(case), dtype=np.bool_)
+
+
+def is_stale(case: Case) -> Bools:
+    """Return where the newest bin is older than the staleness limit, (W,)."""
+    age = case.fleet.now - case.wanted.last_at
+    return np.asarray(~(age <= case.limits.fresh_seconds) & (case.wanted.samples > 0), dtype=np.bool_)
+
+
+def _is_few(case: Case) -> Bools:
+    return np.asarray(case.wanted.samples < case.limits.min_samples, dtype=np.bool_)
+
+
 def enough(case: Case) -> Case:
     """Until the initial delay has passed and enough bins are known, only shortage moves a figure, and only up."""
-    wanted = case.wanted
-    age = np.nan_to_num(case.fleet.now - wanted.first_at, nan=0.0)
-    early = age < case.fleet.knobs.initial_delay
-    few = wanted.samples < case.limits.min_samples
+    few, early = _is_few(case), is_early(case)
     shortage = case.caused_by(Cause.SATURATED, Cause.OOM_SEEN) & case.up
     held = case.hold(few[:, None] & ~shortage, Verdict.LOW_CONFIDENCE)
     return held.hold((early & ~few)[:, None] & ~shortage, Verdict.INITIAL_DELAY)
@@ -27,9 +41,7 @@ def enough(case: Case) -> Case:
 
 def fresh(case: Case) -> Case:
     """No decision is taken from a series older than the staleness limit: everything stays as it is."""
-    age = case.fleet.now - case.wanted.last_at
-    stale = ~(age <= case.limits.fresh_seconds) & (case.wanted.samples > 0)
-    return case.hold(stale[:, None], Verdict.STALE, freeze=True)
+    return case.hold(is_stale(case)[:, None], Verdict.STALE, freeze=True)
 
 
 def valid(case: Case) -> Case:

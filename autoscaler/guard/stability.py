@@ -5,14 +5,17 @@ Of amounts `stabilization` remembers only while the same figure is in force, of 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from autoscaler.guard.bounds import PAIRS
 from autoscaler.guard.case import Case
 from autoscaler.guard.evidence import REPLICAS
 from autoscaler.guard.horizontal import highest_of_window
 from autoscaler.model import defaults
-from autoscaler.model.decision import Field
-from autoscaler.model.reasons import Cause, Verdict
+from autoscaler.model.decision import AMOUNT_FIELDS, Field
+from autoscaler.model.reasons import VERDICT_CODE, Cause, Verdict
 from autoscaler.model.usage import Bools
 
 
@@ -54,15 +57,31 @@ def step(case: Case) -> Case:
 def cool_down(case: Case) -> Case:
     """After a change the opposite one waits, and replicas wait either way; a surge to twice the figure does not.
 
-    A surge of the load, whether or not it moved the replicas, forbids fewer of them for their downward cool-down.
+    An amount that was lowered rises again only after its cool-down, and no guard may pull it up before, unless there is
+    a shortage of its resource, a harmful shrink is taken back, or it was an idle workload's, which was only lent out. A
+    surge of the load, whether or not it moved the replicas, forbids fewer of them for their downward cool-down.
     """
     now, knobs = case.fleet.now, case.fleet.knobs
     raised, lowered = case.memory["raised_at"], case.memory["lowered_at"]
     moved = np.maximum(raised, lowered)
     surge: Bools = case.wanted.urgent & (case.wanted.figure >= defaults.SURGE_RATIO * case.fleet.current)
-    hot_up = (now - moved < knobs.up_cool_down) & ~surge
+    hot_up = (now - np.where(REPLICAS, moved, lowered) < knobs.up_cool_down) & ~np.where(
+        REPLICAS, surge, _is_pressed(case)
+    )
     surged = case.memory["surged_at"]
     surged[surge[:, Field.REPLICAS]] = now
     calmed = np.where(REPLICAS, np.maximum(moved, surged[:, None]), moved)
     hot_down = now - calmed < knobs.down_cool_down
-    return case.hold((case.up & hot_up) | (case.down & hot_down), Verdict.COOLING_DOWN)
+    case = case.hold((case.up & hot_up) | (case.down & hot_down), Verdict.COOLING_DOWN)
+    return replace(case, frozen=case.frozen | (hot_up & ~REPLICAS & ~case.down))
+
+
+def _is_pressed(case: Case) -> Bools:
+    """Return which amounts may rise at any time, (W, 5)."""
+    urgent = case.wanted.urgent & case.up
+    short = np.stack([urgent[:, [request, limit]].any(axis=1) for request, limit in PAIRS], axis=1)
+    pressed = np.zeros(urgent.shape, dtype=np.bool_)
+    pressed[:, AMOUNT_FIELDS] = np.repeat(short, 2, axis=1)
+    returns = (case.verdict == VERDICT_CODE[Verdict.ROLLED_BACK]) & case.up
+    lent = np.isfinite(case.memory["idled_at"]) & (case.memory["idled_at"] == case.memory["lowered_at"])
+    return np.asarray(pressed | returns | lent, dtype=np.bool_)

@@ -54,7 +54,8 @@ EVALUATION_SECONDS: Final = (5 * MINUTE, MINUTE, 5 * MINUTE, MINUTE, MINUTE)
 DEAD_BAND_RATIO: Final = (0.05, 0.05, 0.05, 0.05, 0.0)
 STABILIZATION_SECONDS: Final = (0.0, 5 * MINUTE, 25 * MINUTE, 5 * MINUTE, 5 * MINUTE)
 """The compute request has none of its own: its CUSUM is one."""
-UP_COOL_DOWN_SECONDS: Final = (0.0, 0.0, 0.0, 0.0, MINUTE)
+UP_COOL_DOWN_SECONDS: Final = (10 * MINUTE, 10 * MINUTE, 10 * MINUTE, 10 * MINUTE, MINUTE)
+"""Of amounts: after a lowering, unless there is a shortage; of replicas: after any change."""
 DOWN_COOL_DOWN_SECONDS: Final = (10 * MINUTE, 10 * MINUTE, 10 * MINUTE, 10 * MINUTE, 10 * MINUTE)
 
 INITIAL_DELAY_SECONDS: Final = 30 * MINUTE
@@ -69,5 +70,10 @@ MIN_REPLICAS: Final = 1
 MAX_REPLICAS: Final = 10
 SURGE_RATIO: Final = 2.0
 VRAM_HEADROOM_RATIO: Final = 0.05
+VRAM_RESERVE: Final = 0.25
+"""Free VRAM that a growing request leaves on a device: z x sqrt(sum of (limit - request)^2) over its workers.
+
+A larger z halves the out-of-memory events of a packed device about once per .25, for 4 to 10 % more devices.
+"""
 COOLED_VRAM_BYTES: Final = 250.0 * 2**20
 """Least VRAM kept for an idle worker."""

@@ -178,12 +178,13 @@ def _timing(config: Configuration) -> dict[str, tuple[float, ...]]:
     delta = requests.update_threshold_ratio, limits.ignored_delta_ratio, None
     evaluation = requests.evaluation_seconds, limits.evaluation_seconds, replicas.evaluation_seconds
     stabilization = requests.stabilization_seconds, limits.stabilization_seconds, replicas.stabilization_seconds
+    up = None, limits.cool_down_seconds, replicas.scale_up_cool_down_seconds
     down = None, limits.cool_down_seconds, replicas.scale_down_cool_down_seconds
     return {
         "evaluation": _by_field(evaluation, defaults.EVALUATION_SECONDS),
         "dead_band": _by_field(delta, defaults.DEAD_BAND_RATIO),
         "stabilization": _by_field(stabilization, defaults.STABILIZATION_SECONDS),
-        "up_cool_down": _by_field((None, None, replicas.scale_up_cool_down_seconds), defaults.UP_COOL_DOWN_SECONDS),
+        "up_cool_down": _by_field(up, defaults.UP_COOL_DOWN_SECONDS),
         "down_cool_down": _by_field(down, defaults.DOWN_COOL_DOWN_SECONDS),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,8 @@ class Wanted:
     `figure`: equal to the one in force where the estimator's own band says stay. `lower`, `upper`: that band. `cause`:
     code of why. `urgent`: shortage now, must not wait. `idle`: the wanted figure is that of an idle workload.
     `inputs`: by field, named arrays (W,) from which the figure can be recomputed. `samples`, `first_at`, `last_at`
-    (W,): how much was learnt, from when to when.
+    (W,): how much was learnt, from when to when. `trouble_at`, `trouble_samples` (W, 2): end of the newest bin in which
+    too little did harm (compute: saturated, VRAM: out of memory), by Resource, and how many such bins in a row.
     """
 
     figure: Floats
@@ -37,6 +38,8 @@ class Wanted:
     samples: Floats
     first_at: Floats
     last_at: Floats
+    trouble_at: Floats
+    trouble_samples: Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +77,7 @@ class Allowed:
 
     `figure`: to be put in force (the one in force already where nothing moves). `target`: what is recommended, inside
     bounds, order and device. `cause`, `verdict`: codes of what led to it and of what a guard did, when it was last
-    evaluated. `trace`: how it came to that, guard by guard.
+    evaluated. `trace`: how it came to that, guard by guard. `notes`: numbers that the guards used, by field and name.
     """
 
     fleet: Fleet
@@ -84,6 +87,7 @@ class Allowed:
     cause: Codes
     verdict: Codes
     trace: Trace | None = None
+    notes: Inputs = field(default_factory=dict)
 
     @property
     def changed(self) -> Bools:
@@ -105,6 +109,7 @@ class Allowed:
 
     def _field(self, row: int, field: Field) -> FieldDecision:
         wanted = self.wanted
+        named = {**wanted.inputs[field], **self.notes.get(field, {})}
         return FieldDecision(
             field=field,
             mode=MODES[int(self.fleet.knobs.mode[row, field])],
@@ -117,5 +122,5 @@ class Allowed:
             cause=CAUSES[int(self.cause[row, field])],
             verdict=VERDICTS[int(self.verdict[row, field])],
             because=self.fleet.orders.told(row, field),
-            inputs={name: float(column[row]) for name, column in wanted.inputs[field].items()},
+            inputs={name: float(column[row]) for name, column in named.items()},
         )

@@ -44,6 +44,8 @@ def recommend(fleet: Fleet, memory: Learnt) -> Wanted:
         samples=memory["samples"].copy(),
         first_at=memory["first_at"].copy(),
         last_at=memory["last_at"].copy(),
+        trouble_at=np.stack([memory["saturated_at"], memory["oom_at"]], axis=1),
+        trouble_samples=np.stack([memory["saturated"], np.ones(len(fleet))], axis=1),
     )
     return lay_over(fleet, wanted)
 

@@ -60,6 +60,7 @@ GRAVEST_FIRST: Final = (
     Verdict.ROLLED_BACK,
     Verdict.QUOTA_LIMITED,
     Verdict.CAPACITY_LIMITED,
+    Verdict.GAVE_TO_HIGHER_QOS,
     Verdict.BOUND_LIMITED,
     # passes by itself
     Verdict.PODS_PENDING,

@@ -27,6 +27,7 @@ class EventReason(StrEnum):
     REPLICAS_SCALED_DOWN = "ReplicasScaledDown"
     SCALING_BLOCKED = "ScalingBlocked"
     OOM_DETECTED = "OOMDetected"
+    ROLLED_BACK = "RolledBack"
 
 
 BLOCKING: Final = frozenset(
@@ -42,7 +43,7 @@ BLOCKING: Final = frozenset(
 )
 """Verdicts that someone has to resolve before growth can go on; the others pass by themselves."""
 
-WARNINGS: Final = frozenset({EventReason.SCALING_BLOCKED, EventReason.OOM_DETECTED})
+WARNINGS: Final = frozenset({EventReason.SCALING_BLOCKED, EventReason.OOM_DETECTED, EventReason.ROLLED_BACK})
 Told = tuple[EventReason, str]
 
 
@@ -83,6 +84,9 @@ def _scaled(reported: Reported, decision: Decision) -> Iterator[Told]:
         group = [one for one in moved if _grows(one) is grows and (one.field is Field.REPLICAS) is is_replicas]
         if group:
             yield reason, _joined(reported, group)
+    returned = [one for one in moved if one.verdict is Verdict.ROLLED_BACK and _grows(one)]
+    if returned:
+        yield EventReason.ROLLED_BACK, _joined(reported, returned)
 
 
 def _grows(decision: FieldDecision) -> bool:

@@ -78,6 +78,8 @@ def wants(fleet: Fleet, cause: Cause = Cause.RAISED, *, urgent: bool = False, **
         samples=np.full(rows, 1440.0),
         first_at=np.full(rows, fleet.now - 86400),
         last_at=np.full(rows, fleet.now - 30),
+        trouble_at=np.full((rows, 2), -np.inf),
+        trouble_samples=np.zeros((rows, 2)),
     )
 
 
@@ -278,7 +280,7 @@ def test_growth_shares_what_is_free_on_the_device_higher_levels_first():
 
 def test_growth_into_the_last_room_is_rounded_down_never_past_the_device():
     fleet = fleet_of(workload("a"), workload("b"), vram_gib=10 + 0.3 / 1024)  # 4 + 4 requested
-    allowed = Run()(fleet, wants(fleet, vram_request=8 * GIB, vram_limit=9 * GIB))
+    allowed = Run()(fleet, wants(fleet, vram_request=8 * GIB, vram_limit=8 * GIB))
     assert allowed.figure[:, Field.VRAM_REQUEST].tolist() == [6 * GIB, 4 * GIB]
 
 
@@ -355,7 +357,7 @@ def test_bounds_and_order_hold_whatever_was_wanted_and_guarding_again_changes_no
 def test_the_order_of_the_guards_is_the_documented_one():
     assert [one.__name__ for one in GUARDS] == [
         "enough", "fresh", "valid", "unpaused", "supported", "not_managed_elsewhere",
-        "dead_band", "stabilization", "step", "cool_down",
-        "live_use", "bounds", "order", "capacity", "one_answer", "rate", "published", "order",
+        "dead_band", "stabilization", "step", "rollback", "cool_down",
+        "live_use", "bounds", "order", "published", "order", "quota", "capacity", "one_answer", "rate", "order",
     ]  # fmt: skip
     assert all(one.__doc__ for one in GUARDS)
