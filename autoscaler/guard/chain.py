@@ -52,6 +52,11 @@ GUARDS: Final[tuple[Guard, ...]] = (
 )
 SHAPING: Final[tuple[Guard, ...]] = (bounds, order, published, order)
 """What a recommendation is shown with, apart from the moment."""
+TOLD: Final = (
+    *("raised_at", "lowered_at", "shrink_since", "shrink_most", "evaluated_at", "surged_at", "good", "rolled_at"),
+    "freeze_seconds",
+)
+"""What a trace keeps of the memory: later passes write over it."""
 DRIFT_RATIO: Final = 0.05
 """A recommendation that moved less than this since it was last shown is no news, while nothing is applied."""
 EVALUATION_SLACK: Final = 0.9
@@ -72,7 +77,7 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Memory, limits: Limits) -> Allow
     case = Case(fleet, wanted, memory, limits, on & due, applied, verdict, ~(on & due))
     case, way = _through(case, GUARDS)
     target, shown, advised = _recommended(case, figure, on)
-    known = {name: memory[name].copy() for name in memory.columns}
+    known = {name: memory[name].copy() for name in TOLD}
     trace = Trace(on, due, way, shown, advised, known, limits.fresh_seconds, limits.min_samples)
     return replace(_remembered(case, target, due), trace=trace)
 

@@ -16,7 +16,6 @@ from autoscaler.guard.bounds import PAIRS
 from autoscaler.model import defaults
 from autoscaler.model.decision import Field
 from autoscaler.model.proposal import Allowed, Trace
-from autoscaler.model.reasons import VERDICT_CODE, Verdict
 
 Numbers = dict[str, float]
 
@@ -38,7 +37,14 @@ class Moment:
 
     def memory(self, name: str, field: Field) -> float:
         """Return what the guards remembered of a figure."""
-        return float(self.trace.memory[name][self.row, field])
+        remembered = self.trace.memory[name][self.row]
+        return float(remembered[field] if remembered.ndim else remembered)
+
+    def noted(self, field: Field, name: str) -> Numbers:
+        """Return a number that a guard left a note of, if it did."""
+        column = self.allowed.notes.get(field, {}).get(name)
+        value = math.nan if column is None else float(column[self.row])
+        return {} if math.isnan(value) else {name: value}
 
     def device(self, field: Field) -> float:
         """Return what the smallest device has; inf where that is not known."""
@@ -107,9 +113,22 @@ def _step(at: Moment, field: Field) -> Numbers:
 
 def _cool_down(at: Moment, field: Field) -> Numbers:
     knobs = at.allowed.fleet.knobs
-    times = knobs.up_cool_down if at.before[field] > at.current(field) else knobs.down_cool_down
-    moved, wait = max(at.memory("raised_at", field), at.memory("lowered_at", field)), float(times[at.row, field])
+    raised, lowered, surged = (at.memory(name, field) for name in ("raised_at", "lowered_at", "surged_at"))
+    moved = max(raised, lowered, surged) if field is Field.REPLICAS else max(raised, lowered)
+    times = knobs.down_cool_down
+    if at.before[field] > at.current(field):
+        times, moved = knobs.up_cool_down, max(raised, lowered) if field is Field.REPLICAS else lowered
+    wait = float(times[at.row, field])
     return {"moved_at": moved, "cool_down_seconds": wait, "until_at": moved + wait}
+
+
+def _rollback(at: Moment, field: Field) -> Numbers:
+    rolled, freeze = at.memory("rolled_at", field), at.memory("freeze_seconds", field)
+    return {"last_good": at.memory("good", field), "until_at": rolled + freeze}
+
+
+def _quota(at: Moment, field: Field) -> Numbers:
+    return {**_cut(at, field), **at.noted(field, "quota_left")}
 
 
 def _live_use(at: Moment, field: Field) -> Numbers:
@@ -145,7 +164,7 @@ def _capacity(at: Moment, field: Field) -> Numbers:
     """Return what the devices had left for each worker; `free` on the tightest one, before anybody grew."""
     current, before, after = at.current(field), at.before[field], at.after[field]
     if field.resource is None or not current <= after <= before:
-        return _cut(at, field)
+        return {**_cut(at, field), **at.noted(field, "given")}
     placement = at.allowed.fleet.placement
     mine, workers = np.unique(placement.device[placement.workload == at.row], return_counts=True)
     free = (placement.capacity[field.resource] - placement.requested[field.resource])[mine]
@@ -164,9 +183,7 @@ def _room(current: float, before: float, after: float) -> float:
 
 
 def _published(at: Moment, field: Field) -> Numbers:
-    is_cut = at.verdict[field] == VERDICT_CODE[Verdict.CAPACITY_LIMITED]
-    most = min(float(at.allowed.fleet.knobs.maximum[at.row, field]), at.device(field))
-    return {"rounded_down": float(is_cut), "most": most}
+    return {"most": min(float(at.allowed.fleet.knobs.maximum[at.row, field]), at.device(field))}
 
 
 NUMBERS: Final[Mapping[str, Callable[[Moment, Field], Numbers]]] = {
@@ -183,6 +200,8 @@ NUMBERS: Final[Mapping[str, Callable[[Moment, Field], Numbers]]] = {
     "live_use": _live_use,
     "bounds": _bounds,
     "order": _order,
+    "rollback": _rollback,
+    "quota": _quota,
     "capacity": _capacity,
     "rate": _nothing,
     "published": _published,

@@ -99,7 +99,8 @@ class _Ahead:
             buffer = np.nan_to_num(knobs.request_buffer[:, Resource.VRAM])
             used = np.where(knobs.forecast_layers[:, 0] > 0, 1 + buffer, np.nan)
             self.target, self.line = used * forecast.at(level), used * forecast.at(level * LINE_SHARE)
-            self.inputs = {"forecast_quantile": level, "forecast_ratio": used, **forecast.inputs(used)}
+            named = {"forecast_target": self.target, "forecast_line": self.line}
+            self.inputs = {**named, "forecast_quantile": level, "forecast_ratio": used, **forecast.inputs(used)}
         self.speaks: Bools = ~np.isnan(self.target)
         self.replaces: Bools = self.speaks & np.isnan(fleet.knobs.request_percentile[:, Resource.COMPUTE])
 

@@ -81,5 +81,5 @@ def cover(estimate: Estimate, current: Floats, needed: tuple[Floats, Floats]) ->
         figure=np.where(np.isnan(least), estimate.figure, figure),
         lower=np.where(np.isnan(least), estimate.lower, np.fmax(estimate.lower, least)),
         cause=np.where(raised, code, estimate.cause).astype(np.int8),
-        inputs={**estimate.inputs, "cover": least},
+        inputs={**estimate.inputs, "cover": least, "cover_last": np.where(np.isnan(least), np.nan, last)},
     )
