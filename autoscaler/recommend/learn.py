@@ -18,7 +18,7 @@ from autoscaler.model.rows import Rows
 from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Bools, Floats, Usage
 from autoscaler.recommend.forecast import observe
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, add, decay
-from autoscaler.recommend.memory import PEAK_BLOCKS, UNTIL, WATCHED_AT, Learnt
+from autoscaler.recommend.memory import UNTIL, WATCHED_AT, Learnt
 from autoscaler.recommend.series import Samples
 
 CLIPPED_GAIN: Final = 1.15
@@ -133,6 +133,7 @@ def _learn_vram(memory: Rows, bins: _Bins, column: int, end: float) -> Bools:
     last[known & ~quiet] = vram[known & ~quiet]
     grown = np.where(oom, OOM_GAIN * np.fmax(vram, bins.vram_ceiling[:, column]), np.where(quiet, np.nan, vram))
     _keep_peak(memory, "vram_peaks", (end - bins.step, end, HOUR), grown)
+    _keep_peak(memory, "vram_day_peaks", (end - bins.step, end, DAY), grown)
     seen = known | ~np.isnan(compute)
     memory["samples"][seen] += 1
     memory["first_at"][:] = np.where(seen, np.fmin(memory["first_at"], end), memory["first_at"])
@@ -141,10 +142,10 @@ def _learn_vram(memory: Rows, bins: _Bins, column: int, end: float) -> Bools:
 
 
 def _keep_peak(memory: Rows, name: str, span: tuple[float, float, float], values: Floats) -> None:
-    """Keep the maximum per block of the clock, for the current and the last six blocks; `span` is start, end, block."""
+    """Keep the maximum per block of the clock, as many blocks as there are slots; `span` is start, end, block."""
     start, end, block = span
     peaks = memory[name]
-    slot = int(start // block) % PEAK_BLOCKS
+    slot = int(start // block) % peaks.shape[1]
     if start % block < end - start:
         peaks[:, slot] = 0.0
     peaks[:, slot] = np.fmax(peaks[:, slot], values)

@@ -13,7 +13,10 @@ from autoscaler.model.rows import Column, Rows
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS
 from autoscaler.recommend.series import new_series
 
-PEAK_BLOCKS: Final = 7
+DAYS: Final = 7
+"""Daily peaks kept: the current day's and the last six."""
+HOURS: Final = 4
+"""Hourly VRAM peaks kept: bursts come in clusters, so the last hours say more than the last day."""
 NEVER: Final = -np.inf
 UNTIL: Final = "until"
 """Mark: end of the last bin learnt; absent before the first."""
@@ -25,8 +28,9 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "request_weights": Column((COMPUTE_BUCKETS.count,), dtype=np.float32),
     "limit_weights": Column((COMPUTE_BUCKETS.count,), dtype=np.float32),
     "vram_weights": Column((VRAM_BUCKETS.count,), dtype=np.float32),
-    "compute_peaks": Column((PEAK_BLOCKS,)),
-    "vram_peaks": Column((PEAK_BLOCKS,)),
+    "compute_peaks": Column((DAYS,)),
+    "vram_peaks": Column((HOURS,)),
+    "vram_day_peaks": Column((DAYS,)),
     "compute_reference": Column(),
     "vram_last": Column(fill=np.nan),
     "vram_square": Column(),

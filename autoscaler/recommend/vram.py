@@ -4,6 +4,7 @@ Peaks of VRAM are isolated but almost never start from idle, so only active samp
 histogram with a half-life of 24 h), and the head-room over the recent maximum M shrinks as evidence of calm grows:
 x = (C - 1) x max(2 (q99 - q50), 4 sqrt(ms)) / B, shrunk towards mmax = .6 (C - 1) by a prior worth 60 active samples;
 hi = min(max(min(M (1 + m), C B), 1.05 M, (1 + a) B), device), lo = min(max(v, B) (1 + a), max(hi, 1.05 v)).
+A maximum of the last week that lies less than 5 % over hi is covered too: what is nearly paid for should be safe.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ PRIOR_SAMPLES: Final = 60.0
 PRIOR_MARGIN: Final = 0.6
 LEAST_MARGIN_RATIO: Final = 0.08
 WORKING_PERCENTILE: Final = 0.95
+WEEK_GAIN: Final = 1.02
+WEEK_REACH_RATIO: Final = 0.05
 OOM_HOLD_SECONDS: Final = 2 * HOUR
 
 
@@ -44,6 +47,8 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     live = np.fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
     headroom = 1 + defaults.VRAM_HEADROOM_RATIO
     high = np.fmax(np.fmin(peak * (1 + margin), cap * q95), headroom * peak)
+    week = WEEK_GAIN * memory["vram_day_peaks"].max(axis=1)
+    high = np.where((week > high) & (week <= (1 + WEEK_REACH_RATIO) * high), week, high)
     buffer = knobs.request_buffer[:, Resource.VRAM]
     above = np.where(np.isnan(buffer), knobs.level_vram_margin, buffer)
     needed = np.fmax(live, working) * (1 + above)
@@ -55,7 +60,8 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
         "working_level": working,
         "q95": np.where(np.isnan(explicit), np.nan, q95),
         "buffer_ratio": above,
-        "peak_7h": peak,
+        "peak_4h": peak,
+        "peak_7d": week / WEEK_GAIN,
         "margin_ratio": margin,
         "burst_cap": cap,
         "live": live,

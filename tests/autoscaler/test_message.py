@@ -47,7 +47,7 @@ def test_memory_is_written_as_people_write_it_and_keeps_its_uncapped_value():
         6 * GIB,
         uncapped=40 * GIB,
         verdict=Verdict.BOUND_LIMITED,
-        inputs={"peak_7h": 5.5 * GIB, "margin_ratio": 0.15, "idle_seconds": 5400.0},
+        inputs={"peak_4h": 5.5 * GIB, "margin_ratio": 0.15, "idle_seconds": 5400.0},
     )
     text = sentence(capped)
     assert text.startswith("VRAM request 4Gi → 6Gi (uncapped 40Gi): Raised")

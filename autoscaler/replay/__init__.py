@@ -1,0 +1,1 @@
+"""The same recommending and guarding over a recorded demand: what would have been, in a closed loop."""

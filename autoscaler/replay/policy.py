@@ -1,0 +1,146 @@
+"""Policy objects: one worker's samples in, the product's own figures out, sample by sample.
+
+`low`, `medium`, `high` and `critical` make one of that service level with prediction on, `…_reactive` without it. What
+runs is `learn`, `watch`, `recommend` and `guard` over a fleet of one, and the agent's VRAM gate. A sample that can't
+move anything urgent is only kept; the bins are learnt together when the layers are next evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+
+from autoscaler.contract.gate import UNGATED, Gate
+from autoscaler.contract.keys import QoS
+from autoscaler.guard import Limits, guard, note
+from autoscaler.guard import new_memory as new_guard_memory
+from autoscaler.model.config import Configuration, LimitsPolicy, Mode, Prediction, RequestsPolicy
+from autoscaler.model.fleet import Fleet, to_fleet
+from autoscaler.model.resources import Amount, Amounts
+from autoscaler.model.snapshot import Snapshot
+from autoscaler.model.usage import SATURATED_RATIO, Usage, Window, WorkloadKey, censored
+from autoscaler.model.workload import Discovered, ObjectRef, Worker, Workload
+from autoscaler.recommend import learn, new_memory, recommend, watch
+from autoscaler.state.models import built_in_model
+
+KEY: Final = WorkloadKey("replay", "worker")
+Figures = tuple[float, float, float, float]
+"""Compute request and limit in TFLOPs, VRAM request and limit in bytes."""
+EVALUATION_SECONDS: Final = 300.0
+MIN_SAMPLES: Final = 10
+
+
+@dataclass
+class Policy:
+    """One worker in the product's hands."""
+
+    config: Configuration
+    interval: float = 60.0
+    _samples: list[tuple[float, float, float, bool, float, float]] = field(default_factory=list)
+
+    def reset(self, ctx: Mapping[str, Any]) -> None:
+        """Begin: `ctx` has the samples' `step` in seconds, `init`, the user's own figures, and `has_vram`."""
+        self.step, self.has_vram = float(ctx["step"]), bool(ctx["has_vram"])
+        self.figures: Figures = ctx["init"]
+        self.effective = self.figures
+        amounts = Amounts(Amount(*self.figures[:2]), Amount(*self.figures[2:]))
+        config = replace(self.config, amounts=amounts)
+        ref = ObjectRef("v1", "Pod", *KEY, uid="worker")
+        worker = Worker(ref, "node", amounts, ready=True, devices=())
+        workload = Workload(
+            key=KEY,
+            ref=ref,
+            config=config,
+            original=amounts,
+            current=amounts,
+            workers=(worker,),
+            replicas=1,
+            created_at=0.0,
+        )
+        self.fleet = to_fleet(Snapshot(0.0, Discovered((workload,)), {}))
+        self.learnt, self.guarded = new_memory(built_in_model()), new_guard_memory()
+        for memory in (self.learnt, self.guarded):
+            memory.align(self.fleet.keys, self.fleet.uids)
+        self.limits = Limits(fresh_seconds=2 * max(self.step, 60.0), changes_per_pass=1, min_samples=MIN_SAMPLES)
+        self._samples = []
+        self.urgent = False
+        gated = self.has_vram and config.qos not in UNGATED
+        self.gate = Gate(self.figures[3]) if gated else None
+
+    def observe(self, t: float, c: float, v: float | None, oom: bool) -> None:
+        """Keep one metered sample of `[t, t + step)`: TFLOPs, bytes (None without VRAM), killed in it."""
+        vram = np.nan if v is None else v
+        limit = self.effective[1]
+        self._samples.append((t, c, vram, oom, limit, self.effective[3]))
+        if self.gate is not None:
+            self.gate.sample(t + self.step, c, vram, oom=oom)
+        if oom or c > self.figures[0] or vram > self.figures[2] or c >= (SATURATED_RATIO - 0.05) * limit:
+            self.urgent = True
+
+    def recommend(self, t: float) -> Figures | None:
+        """Return the figures in force from `t` on, or None where they stay."""
+        before = self.effective
+        if self.urgent or t % EVALUATION_SECONDS < self.step:
+            self._evaluate(t)
+        self.effective = self._gated(t)
+        return None if self.effective == before else self.effective
+
+    def _evaluate(self, t: float) -> None:
+        usage = self._usage(t)
+        live = usage.peak[:, :, -1].T.astype(float)
+        fleet: Fleet = replace(self.fleet, now=t, current=np.array([[*self.figures, 1.0]]), live=live)
+        learn(self.learnt, usage, fleet)
+        watch(self.learnt, usage, fleet)
+        allowed = guard(fleet, recommend(fleet, self.learnt), self.guarded, self.limits)
+        note(self.guarded, fleet, allowed.figure)
+        row = allowed.figure[0]
+        self.figures = (float(row[0]), float(row[1]), float(row[2]), float(row[3]))
+        self.urgent = False
+
+    def _gated(self, t: float) -> Figures:
+        if self.gate is None:
+            return self.figures
+        return (*self.figures[:3], self.gate.limit(t, self.figures[2], self.figures[3]))
+
+    def _usage(self, t: float) -> Usage:
+        rows = np.array(self._samples, dtype=float).T
+        self._samples.clear()
+        peak = rows[1:3][:, None, :]
+        ceiling = rows[4:6][:, None, :]
+        device = self.fleet.device.T[:, :, None]
+        device = np.where(np.isinf(device), np.nan, device)
+        return Usage(
+            window=Window(rows[0, 0], t, self.step),
+            keys=(KEY,),
+            peak=peak.astype(np.float32),
+            total=peak.astype(np.float32),
+            ceiling=ceiling.astype(np.float32),
+            clipped=censored(peak, ceiling, device, np.zeros_like(peak)),
+            ooms=rows[3][None, :].astype(np.float32),
+            workers=np.ones((1, rows.shape[1]), dtype=np.float32),
+            last_seen=np.array([t]),
+        )
+
+
+def policy(qos: QoS, *, predict: bool) -> Policy:
+    """Return a policy with the defaults of a service level, all vertical layers on."""
+    prediction = Prediction(enable=predict)
+    blank = Amounts(Amount(0.0, 0.0), Amount(0.0, 0.0))
+    return Policy(
+        Configuration(
+            amounts=blank,
+            qos=qos,
+            requests=RequestsPolicy(mode=Mode.ON, prediction=prediction),
+            limits=LimitsPolicy(mode=Mode.ON, prediction=prediction),
+        )
+    )
+
+
+low, medium, high, critical = (partial(policy, level, predict=True) for level in QoS)
+low_reactive, medium_reactive, high_reactive, critical_reactive = (
+    partial(policy, level, predict=False) for level in QoS
+)
