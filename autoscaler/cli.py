@@ -27,6 +27,7 @@ from autoscaler.model.validation import render_json, render_text
 from autoscaler.process import SystemClock, run_once, run_until_stopped
 from autoscaler.read.manifests import validate_files
 from autoscaler.read.prometheus import history_of
+from autoscaler.replay.command import backtest
 from autoscaler.report import columns
 from autoscaler.report.printed import pass_as_data, pass_as_lines
 from autoscaler.report.writer import Passed
@@ -265,5 +266,5 @@ def _fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
-for advice in (estimate, recommend):
+for advice in (estimate, recommend, backtest):
     app.command()(_one_line_errors()(advice))
