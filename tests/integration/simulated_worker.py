@@ -1,7 +1,7 @@
 """A vGPU worker without a GPU: a real process, whose use of the device is what it wants, as far as its limits let it.
 
 It reads its limits where the simulated backend puts them and steers the C stand-in for NVML accordingly, so that the
-agent measures what a real, throttled worker would show.
+agent measures what a real, throttled worker would show. Memory that it has is its own: a lower limit takes none of it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class SimulatedWorker:
     def step(self) -> None:
         limits = self._limits()
         vram_limit = limits.get("vram_limit_bytes")
-        vram = min(self.demand_vram_bytes, vram_limit) if vram_limit is not None else self.demand_vram_bytes
+        held = min(self.seen[-1].vram_used_bytes, self.demand_vram_bytes) if self.seen else 0
+        vram = self.demand_vram_bytes if vram_limit is None else max(held, min(self.demand_vram_bytes, vram_limit))
         tflops = min(self.demand_tflops, limits.get("tflops_limit", TFLOPS), TFLOPS)
         # A percent is all the resolution that the driver has; a limit is never passed for it.
         percent = math.floor(100 * tflops / TFLOPS + 1e-9)

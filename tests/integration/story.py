@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tests.agent.nvml_standin import NvmlStandIn
-from tests.integration.manifests import NAME, NODE, POD, PREFIX, Manifest, as_kubelet_tells
-from tests.integration.parts import Program, get_json, until
+from tests.integration.manifests import LIMIT_TFLOPS, NAME, NODE, POD, PREFIX, Manifest, as_kubelet_tells
+from tests.integration.parts import DEADLINE_SECONDS, Program, Result, get_json, until
 from tests.integration.prometheus_server import PrometheusServer, free_port, prometheus_server
+from tests.integration.recorded import Pass, Told, passes_of, told_of
 from tests.integration.simulated_worker import SimulatedWorker, simulated_worker
 from tests.integration.tap import Tap, tapped
 from tests.integration.worlds import World, populate
 
-INTERVAL_SECONDS = 2.5
+INTERVAL_SECONDS = 1.5
 """Shorter than a bin, so that each bin is evaluated soon after it is complete; without a new one history isn't asked."""
 
 BIN_SECONDS = 5.0
@@ -36,10 +35,11 @@ CONTROLLER_SETTINGS = {
     "HISTORY_SECONDS": 900.0,
     "MIN_SAMPLES": 2,
     "CHECKPOINT_SECONDS": 1.0,
-    "AGENT_TIMEOUT_SECONDS": 60.0,
+    # What the story holds on the way is not away.
+    "AGENT_TIMEOUT_SECONDS": 2 * DEADLINE_SECONDS,
 }
-WINDOW_QUERY = "tensor_fusion_worker_vram_peak_bytes["
-"""Every pass that reads history asks for this metric over just its window."""
+PAUSED = "autoscaling-paused"
+QUOTAS = "/v1/quotas"
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,9 @@ class Event:
     count: int
 
 
-@dataclass(frozen=True)
-class Pass:
-    """A pass's reading of history: when it asked, the window it got an answer for, when the next pass asked.
-
-    All in seconds since the epoch; `until` is infinite for the last one.
-    """
-
-    at: float
-    start: float
-    end: float
-    until: float = math.inf
-
-
 @dataclass
 class Story:
-    """Everything that plays, and what a reader of the report needs: `said` so far, chapters that are done."""
+    """Everything that plays, the chapters that are `done`, and what the owner `paused` (None: nothing)."""
 
     world: World
     worker: SimulatedWorker
@@ -78,10 +65,19 @@ class Story:
     to_agent: Tap
     to_prometheus: Tap
     done: set[int] = field(default_factory=set)
+    paused: str | None = None
+
+    def until(self, said: str, condition: Callable[[], Result | None]) -> Result:
+        """As `parts.until`, but fail at once when the agent or the controller has ended by itself."""
+        return until(said, condition, check=self._check)
+
+    def _check(self) -> None:
+        self.agent.check()
+        self.controller.check()
 
     # what the node says
     def quotas(self) -> dict[str, Any]:
-        return dict(get_json(f"{self.agent_url}/v1/quotas"))
+        return dict(get_json(f"{self.agent_url}{QUOTAS}"))
 
     def generation(self) -> int:
         return int(self.quotas()["generation"])
@@ -123,24 +119,51 @@ class Story:
     # what the controller does
     def passes(self, since: float = 0.0) -> list[Pass]:
         """The readings of history that were answered in full, in order."""
-        asked = self.to_prometheus.since(since, "POST", "/api/v1/query")
-        found = []
-        for one in asked:
-            if one.form("query").startswith(WINDOW_QUERY):
-                end = float(one.form("time"))
-                milliseconds = one.form("query").removeprefix(WINDOW_QUERY).partition("ms]")[0]
-                together = [other for other in asked if abs(other.at - one.at) < 0.8 * INTERVAL_SECONDS]
-                if all(other.status[0] == 200 for other in together):
-                    found.append(Pass(one.at, end - float(milliseconds) / 1000, end))
-        return [replace(one, until=after.at) for one, after in pairwise(found)] + found[-1:]
+        looks, asked = self.to_agent.since(0.0, "GET", QUOTAS), self.to_prometheus.since(0.0, "POST", "/api/v1/query")
+        return [one for one in passes_of(looks, asked) if one.at >= since]
+
+    def told(self) -> list[Told]:
+        """The compute limits that were put into force, in order, the one of birth first."""
+        return told_of(self.to_agent.since(0.0, "PUT", QUOTAS), LIMIT_TFLOPS)
 
     def looks(self, since: float) -> int:
         """How many passes looked at the node since a moment, whether they could read history or not."""
-        return len(self.to_agent.since(since, "GET", "/v1/quotas"))
+        return len(self.to_agent.since(since, "GET", QUOTAS))
 
     def await_passes(self, count: int) -> None:
+        """Wait until so many passes have looked at the node; all but the last of them are over then."""
         since = time.time()
-        until(f"{count} passes", lambda: self.looks(since) >= count)
+        self.until(f"{count} passes", lambda: self.looks(since) >= count)
+
+    @contextmanager
+    def between_passes(self) -> Iterator[None]:
+        """Keep the controller where its next pass looks at the node: what it did before is done and told."""
+        look = self.to_agent.hold("GET", QUOTAS)
+        try:
+            self.until("the next pass looks at the node", look.arrived.is_set)
+            yield
+        finally:
+            look.deliver()
+
+    def until_after_a_pass(self, said: str, condition: Callable[[], Result | None]) -> Result:
+        """As `until`, but ask after each pass, while the controller does nothing; no pass is missed."""
+        end = time.monotonic() + DEADLINE_SECONDS
+        while True:
+            with self.between_passes():
+                if result := condition():
+                    return result
+            assert time.monotonic() < end, f"after no pass: {said}"
+
+    def write_pause(self, what: str | None) -> None:
+        """Pause (`up`, `down` or `true`) or go on (None), as the owner; passes that began earlier don't know of it."""
+        self.world.annotate_template(PREFIX + PAUSED, what)
+        self.paused = what
+
+    def pause(self, what: str) -> None:
+        """Pause, and return when every pass that did not know of it is over."""
+        if self.paused != what:
+            self.write_pause(what)
+            self.await_passes(2)
 
     @contextmanager
     def controller_paused(self) -> Iterator[None]:

@@ -15,18 +15,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-UPSTREAM_SECONDS = 120.0
+UPSTREAM_SECONDS = 600.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asked:
-    """One request: when it came (seconds since the epoch), what it was, and the status of the answer (0: none yet)."""
+    """One request: when it came (seconds since the epoch), what it was, and its answer (status 0: none yet)."""
 
     at: float
     method: str
     path: str
-    body: bytes
-    status: list[int] = field(default_factory=lambda: [0])
+    body: bytes = b""
+    status: int = 0
+    answer: bytes = b""
 
     def form(self, name: str) -> str:
         """Return a field of a posted form."""
@@ -35,9 +36,11 @@ class Asked:
 
 @dataclass
 class Held:
-    """A request that waits in the proxy until it is delivered or dropped."""
+    """A request that waits in the proxy until it is delivered or dropped; `asked` is that request once it arrived."""
 
     method: str
+    path: str
+    asked: Asked | None = None
     arrived: threading.Event = field(default_factory=threading.Event)
     _go: threading.Event = field(default_factory=threading.Event)
     _deliver: bool = False
@@ -51,8 +54,13 @@ class Held:
         """Lose it on the way."""
         self._go.set()
 
-    def wait(self) -> bool:
+    def takes(self, asked: Asked) -> bool:
+        """Tell whether this is the request to hold."""
+        return asked.method == self.method and asked.path.startswith(self.path)
+
+    def wait(self, asked: Asked) -> bool:
         """Tell that it arrived, and return whether to deliver it."""
+        self.asked = asked
         self.arrived.set()
         self._go.wait(UPSTREAM_SECONDS)
         return self._deliver
@@ -73,9 +81,9 @@ class Tap(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def hold(self, method: str) -> Held:
-        """Let the next request of this method wait."""
-        self.held = Held(method)
+    def hold(self, method: str, path: str = "/") -> Held:
+        """Let the next request of this method and path wait."""
+        self.held = Held(method, path)
         return self.held
 
     def since(self, at: float, method: str, path: str) -> list[Asked]:
@@ -109,9 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
         asked = Asked(time.time(), self.command, self.path, body)
         self.server.asked.append(asked)
         held = self.server.held
-        if held is not None and held.method == self.command:
+        if held is not None and held.takes(asked):
             self.server.held = None
-            if not held.wait():
+            if not held.wait(asked):
                 self.close_connection = True
                 return
         try:
@@ -119,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (OSError, http.client.HTTPException):
             self.close_connection = True
             return
-        asked.status[0] = answer.status
+        asked.answer, asked.status = content, answer.status
         with suppress(OSError):
             self.send_response(answer.status)
             for name in ("Content-Type", "Retry-After"):

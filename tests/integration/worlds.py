@@ -15,7 +15,7 @@ import yaml
 from autoscaler.model.crd import render_crds
 from tests.e2e.apiserver import ApiServer, api_server, missing_reason
 from tests.integration import manifests
-from tests.integration.manifests import NAMESPACE, Manifest
+from tests.integration.manifests import NAME, NAMESPACE, Manifest
 
 
 class World(Protocol):
@@ -28,6 +28,10 @@ class World(Protocol):
 
     def add(self, manifest: Manifest, status: Manifest | None = None) -> str:
         """Add an object and return its UID."""
+        ...
+
+    def annotate_template(self, key: str, text: str | None) -> None:
+        """Put an annotation on the Deployment's pod template, or (None) take it away."""
         ...
 
     def read(self, kind: str, name: str) -> Manifest:
@@ -55,9 +59,17 @@ class FolderWorld:
         whole = {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
         if status is not None:
             whole["status"] = status
-        path = self.folder / f"{manifest['kind'].lower()}.yaml"
-        path.write_text(yaml.safe_dump(whole, sort_keys=False))
+        self._replace(whole)
         return uid
+
+    def annotate_template(self, key: str, text: str | None) -> None:
+        # Only users write to this object, so that no writer's change is lost.
+        owner = self.read("Deployment", NAME)
+        annotations = owner["spec"]["template"]["metadata"]["annotations"]
+        annotations.pop(key, None)
+        if text is not None:
+            annotations[key] = text
+        self._replace(owner)
 
     def read(self, kind: str, name: str) -> Manifest:
         found = (one for one in self._objects() if (one["kind"], one["metadata"]["name"]) == (kind, name))
@@ -65,6 +77,13 @@ class FolderWorld:
 
     def events(self) -> list[Manifest]:
         return [one for one in self._objects() if one["kind"] == "Event"]
+
+    def _replace(self, manifest: Manifest) -> None:
+        """Write an object's file in one step: its reader finds all of it, before or after."""
+        name = f"{manifest['kind'].lower()}.yaml"
+        half = self.folder / f".{name}.half"
+        half.write_text(yaml.safe_dump(manifest, sort_keys=False))
+        half.replace(self.folder / name)
 
     def _objects(self) -> Iterator[Manifest]:
         for path in sorted(self.folder.glob("[!.]*.yaml")):
@@ -78,7 +97,7 @@ class ApiServerWorld:
         self.server = server
         for text in render_crds().values():
             self._run("apply", "-f", "-", stdin=text)
-        self._run("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        self._run("wait", "--for=condition=Established", "crd", "--all", "--timeout=240s")
         self._run("create", "namespace", NAMESPACE)
 
     @property
@@ -92,6 +111,10 @@ class ApiServerWorld:
             patch = json.dumps({"status": status})
             self._run("patch", *place, "--subresource=status", "--type=merge", f"--patch={patch}")
         return str(made["metadata"]["uid"])
+
+    def annotate_template(self, key: str, text: str | None) -> None:
+        patch = json.dumps({"spec": {"template": {"metadata": {"annotations": {key: text}}}}})
+        self._run("patch", "--namespace", NAMESPACE, "Deployment", NAME, "--type=merge", f"--patch={patch}")
 
     def read(self, kind: str, name: str) -> Manifest:
         text = self._run("get", "--namespace", NAMESPACE, kind, name, "-o", "json", "--ignore-not-found")
