@@ -1,7 +1,7 @@
-"""Settings of the agent's tests."""
+"""Settings of all tests."""
 
 from hypothesis import settings
 
 # A machine that is busy with something else fails no property.
-settings.register_profile("agent", deadline=None)
-settings.load_profile("agent")
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")

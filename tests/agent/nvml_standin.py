@@ -127,6 +127,6 @@ def _compiled(without: tuple[str, ...]) -> Path:
             if version_script:
                 (Path(work) / "hidden.map").write_text(version_script, encoding="utf-8")
                 command.append(f"-Wl,--version-script={work}/hidden.map")
-            subprocess.run([*command, "-o", str(built), str(SOURCE)], check=True, capture_output=True, timeout=60)
+            subprocess.run([*command, "-o", str(built), str(SOURCE)], check=True, capture_output=True, timeout=300)
             built.replace(directory / "libnvidia-ml.so.1")
     return directory

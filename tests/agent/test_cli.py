@@ -21,16 +21,17 @@ from tests.agent.scenes import GIB
 
 COMMAND = (sys.executable, "-m", "agent")
 ROOT = Path(__file__).parents[2]
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 120.0
+ANSWER_SECONDS = 60.0
 SOUND = {"TERM": "dumb", "NO_COLOR": "1", "LD_LIBRARY_PATH": ""}
 
 pytestmark = pytest.mark.integration
 
 
 def tf_agent(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *map(str, arguments)]
+    command, told = [*COMMAND, *map(str, arguments)], os.environ | SOUND | environment
     return subprocess.run(
-        command, cwd=ROOT, env=os.environ | SOUND | environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=ROOT, env=told, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False
     )
 
 
@@ -69,12 +70,12 @@ class Running:
         return (Path(self.errors.name)).read_text()
 
     def get(self, path: str):
-        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+        with urllib.request.urlopen(self.url + path, timeout=ANSWER_SECONDS) as response:
             return response.read().decode()
 
     def send(self, method: str, path: str, body: object):
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), method=method)
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
             return json.load(response)
 
     def devices(self) -> dict[str, dict]:

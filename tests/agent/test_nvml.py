@@ -248,7 +248,7 @@ except SourceError as error:
 
 def run_program(environment: dict[str, str]):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=os.environ | environment, capture_output=True, timeout=60, check=True
+        [sys.executable, "-c", PROGRAM], env=os.environ | environment, capture_output=True, timeout=300, check=True
     )
     return json.loads(done.stdout)
 

@@ -127,7 +127,7 @@ def test_a_kill_while_saving_leaves_the_old_or_the_new_one(tmp_path):
         partial.unlink(missing_ok=True)
 
 
-def wait_for(is_true, seconds: float = 30.0) -> None:
+def wait_for(is_true, seconds: float = 150.0) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         for text in render_crds().values():
             applied = running.run("apply", "-f", "-", stdin=text)
             assert applied.returncode == 0, applied.stderr
-        established = running.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        established = running.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=240s")
         assert established.returncode == 0, established.stderr
         yield running
 

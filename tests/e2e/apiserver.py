@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BINARIES_VARIABLE = "KUBEBUILDER_ASSETS"
-START_DEADLINE_SECONDS = 120.0
+START_DEADLINE_SECONDS = 300.0
+ANSWER_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ApiServer:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=ANSWER_SECONDS,
         )
 
 
@@ -134,7 +135,7 @@ def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
         finally:
             process.terminate()
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
 
@@ -158,7 +159,7 @@ def _is_ready(url: str, token: str) -> bool:
     context.verify_mode = ssl.CERT_NONE
     request = urllib.request.Request(f"{url}/readyz", headers={"Authorization": f"Bearer {token}"})
     try:
-        with urllib.request.urlopen(request, context=context, timeout=5) as answer:
+        with urllib.request.urlopen(request, context=context, timeout=30) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

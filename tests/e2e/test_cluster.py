@@ -83,7 +83,7 @@ def apply(server: ApiServer, *documents: dict[str, Any]) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     with api_server(tmp_path_factory.mktemp("apiserver")) as running:
         apply(running, *(json_of(text) for text in render_crds().values()))
-        established = running.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        established = running.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=240s")
         assert established.returncode == 0, established.stderr
         apply(running, *manifests())
         uid = running.run("get", "deployment", "chat", "-o", "jsonpath={.metadata.uid}").stdout
