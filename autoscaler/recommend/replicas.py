@@ -84,7 +84,7 @@ def hpa_count(workers: Workers, worth: Floats, tolerance: Floats) -> Floats:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = worth / np.where(workers.measured > 0, workers.measured, np.nan)
-        others = np.where(ratio > 1, workers.missing + workers.unready, workers.missing)
+        others = np.select([ratio > 1, ratio < 1], [workers.missing + workers.unready, workers.missing], 0.0)
         assumed = np.where(ratio < 1, worth + workers.missing, worth)
         corrected = assumed / (workers.measured + others)
     desired = np.ceil(assumed - ROUNDING)
