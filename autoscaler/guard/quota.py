@@ -94,14 +94,17 @@ class Account:
             if wanted > held and workers > 0:
                 most = held + max(0.0, left[field]) / (gpus * workers)
                 assert field.resource is not None
-                room = max(held, at_most(most, field.resource))
-                figure[row, field] = min(wanted, room)
+                figure[row, field] = wanted if most >= wanted else max(held, at_most(most, field.resource))
                 left[field] -= (figure[row, field] - held) * gpus * workers
         added = figure[row, COUNT] - workers
         if added > 0:
             each = [figure[row, field] * gpus for field in AMOUNT_FIELDS]
-            fits = [max(0.0, left[field]) // one for field, one in zip(AMOUNT_FIELDS, each, strict=True) if one > 0]
-            added = min(added, max(0.0, left[COUNT]), *fits)
+            fits = [
+                max(0.0, left[field]) // one
+                for field, one in zip(AMOUNT_FIELDS, each, strict=True)
+                if one > 0 and np.isfinite(left[field])
+            ]
+            added = max(0.0, min(added, left[COUNT], *fits))
             figure[row, COUNT] = workers + added
             left[COUNT] -= added
             for field, one in zip(AMOUNT_FIELDS, each, strict=True):
