@@ -20,7 +20,7 @@ DEAD_BAND_RATIO = 0.05
 LITTLE_TFLOPS, LITTLE_VRAM_BYTES = 10.0, 4 * GIB
 SATURATION = (
     r".*compute limit (?P<before>[\d.]+) → (?P<after>[\d.]+) TFLOPs[^:]*: Saturated, "
-    r".*use (?P<use>[\d.]+), saturated samples (?P<samples>\d+), step (?P<step>[\d.]+)\).*"
+    r".*use (?P<use>[\d.]+), saturated samples (?P<samples>\d+), step (?P<step>[\d.]+)[,)].*"
 )
 """What is said of a compute limit that saturation raised."""
 
