@@ -18,6 +18,7 @@ from rich.console import Console
 from autoscaler.advise.commands import estimate, recommend
 from autoscaler.controller import World
 from autoscaler.errors import AutoscalerError, ConfigError
+from autoscaler.explain import Wiring, explain_command
 from autoscaler.gateways.agents import AgentAccess, HttpAgents
 from autoscaler.gateways.external_scaler import HttpScalers
 from autoscaler.gateways.folder import FolderCluster
@@ -268,3 +269,4 @@ def _fail(message: str, code: int = 1) -> NoReturn:
 
 for advice in (estimate, recommend, backtest):
     app.command()(_one_line_errors()(advice))
+app.command()(_one_line_errors()(explain_command(Wiring(_world, _pair))))
