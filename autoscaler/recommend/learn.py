@@ -6,6 +6,7 @@ Formulas: activity-gated VRAM levels and decaying histograms over 60 s bins; see
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from autoscaler.model.rows import Rows
 from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Bools, Floats, Usage
 from autoscaler.recommend.forecast import observe
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, add, decay
-from autoscaler.recommend.memory import UNTIL, WATCHED_AT, Learnt
+from autoscaler.recommend.memory import NEVER, UNTIL, WATCHED_AT, Learnt
 from autoscaler.recommend.series import Samples
 
 CLIPPED_GAIN: Final = 1.15
@@ -53,10 +54,8 @@ def learn(memory: Learnt, usage: Usage, fleet: Fleet) -> None:
     if not ends.size:
         return
     stored = np.where(bins.clipped, CLIPPED_GAIN * bins.compute, bins.compute)
-    active = np.zeros(bins.vram.shape, dtype=bool)
-    for column, end in enumerate(ends):
-        active[:, column] = _learn_vram(memory, bins, column, end)
-        _keep_peak(memory, "compute_peaks", (end - bins.step, end, DAY), stored[:, column])
+    active = _learn_calm(memory, bins) if _is_calm(memory, bins) else _learn_bin_by_bin(memory, bins)
+    _keep_peaks(memory, "compute_peaks", bins, (DAY, stored))
     _add_samples(memory, bins, (stored, active), fleet)
     observe(memory, Samples(ends, bins.step, stored), fleet)
     _keep_latest(memory, usage, bins)
@@ -68,21 +67,25 @@ def watch(memory: Rows, usage: Usage, fleet: Fleet) -> None:
     bins = _in_row_order(memory, usage)
     _note_changes(memory, fleet)
     request, limit, _, vram_limit = (fleet.current[:, field] for field in AMOUNT_FIELDS)
-    for column, end in enumerate(bins.ends):
-        compute, ceiling = bins.compute[:, column], bins.compute_ceiling[:, column]
-        _note_exceedance(memory, compute, request, end)
-        near = compute >= (SATURATED_RATIO - SATURATION_SLACK_RATIO) * ceiling
-        whole = end - bins.step >= memory["limit_changed_at"]
-        # A worker that did not have the limit in force yet says nothing about it: a slow node must not raise it twice.
-        under = ceiling < SATURATED_RATIO * limit
-        saturated = bins.clipped[:, column] & (near | whole) & ~under
-        silent = np.isnan(compute) | under | ~whole  # a bin that straddles the change tells nothing either way
-        streak = memory["saturated"]
-        streak[:] = np.where(saturated, streak + 1, np.where(silent, streak, 0.0))
-        memory["saturated_at"][saturated] = end
-        oom = bins.ooms[:, column] > 0
-        at_death = bins.vram_ceiling[:, column]
-        memory["oom_level"][oom] = np.where(np.isnan(at_death), vram_limit, at_death)[oom]
+    ceiling = bins.compute_ceiling
+    near = bins.compute >= (SATURATED_RATIO - SATURATION_SLACK_RATIO) * ceiling
+    whole = bins.ends - bins.step >= memory["limit_changed_at"][:, None]
+    # A worker that did not have the limit in force yet says nothing about it: a slow node must not raise it twice.
+    under = ceiling < SATURATED_RATIO * limit[:, None]
+    saturated = bins.clipped & (near | whole) & ~under
+    silent = np.isnan(bins.compute) | under | ~whole  # a bin that straddles the change tells nothing either way
+    above, oom = bins.compute > request[:, None], bins.ooms > 0
+    streak = memory["saturated"]
+    if saturated.any() or above.any() or oom.any():
+        for column, end in enumerate(bins.ends):
+            _note_exceedance(memory, bins.compute[:, column], above[:, column], end)
+            now = saturated[:, column]
+            streak[:] = np.where(now, streak + 1, np.where(silent[:, column], streak, 0.0))
+            memory["saturated_at"][now] = end
+            killed, at_death = oom[:, column], bins.vram_ceiling[:, column]
+            memory["oom_level"][killed] = np.where(np.isnan(at_death), vram_limit, at_death)[killed]
+    else:
+        streak[~silent.all(axis=1)] = 0.0
     memory.marks[WATCHED_AT] = fleet.now
 
 
@@ -111,8 +114,58 @@ def _in_row_order(memory: Rows, usage: Usage) -> _Bins:
     )
 
 
-def _learn_vram(memory: Rows, bins: _Bins, column: int, end: float) -> Bools:
-    """Update one bin's activity, changes and hourly peaks; return which workloads' VRAM sample counts as active."""
+def _is_calm(memory: Rows, bins: _Bins) -> bool:
+    """Tell whether every workload reported all along and none ran out of memory: then bins can be learnt together."""
+    calm = not np.isnan(bins.vram + bins.compute).any() and not bins.ooms.any()
+    return bool(
+        calm and not np.isnan(memory["vram_last"]).any() and (bins.ends[0] - memory["oom_at"] > OOM_QUIET_SECONDS).all()
+    )
+
+
+def _learn_calm(memory: Rows, bins: _Bins) -> Bools:
+    """Do what `_learn_bin_by_bin` does, in fewer steps, where `_is_calm`."""
+    compute, vram, ends = bins.compute, bins.vram, bins.ends
+    before = np.concatenate([memory["vram_last"][:, None], vram[:, :-1]], axis=1)
+    reference, references = memory["compute_reference"], np.empty(compute.shape)
+    for column in range(len(ends)):
+        reference = np.fmax(compute[:, column], REFERENCE_DECAY * reference)
+        references[:, column] = reference
+    step = vram - before
+    active: Bools = (compute > ACTIVE_COMPUTE_RATIO * references) | (
+        np.abs(step) > ACTIVE_VRAM_RATIO * np.fmax(vram, before)
+    )
+    counted = memory["vram_samples"][:, None] + np.cumsum(active, axis=1)
+    square, change = memory["vram_square"], step**2
+    alpha = np.where(active, np.maximum(SQUARE_ALPHA, 1.0 / np.maximum(counted, 1.0)), 0.0)
+    for column in range(len(ends)):
+        square = square + alpha[:, column] * (change[:, column] - square)
+    latest = np.where(active, ends, NEVER).max(axis=1)
+    memory["compute_reference"][:], memory["vram_square"][:] = reference, square
+    memory["vram_samples"][:] = counted[:, -1]
+    memory["active_at"][:] = np.maximum(memory["active_at"], latest)
+    memory["vram_last"][:] = vram[:, -1]
+    _keep_peaks(memory, "vram_peaks", bins, (HOUR, vram))
+    _keep_peaks(memory, "vram_day_peaks", bins, (DAY, vram))
+    samples = memory["samples"]
+    samples += len(ends)
+    memory["first_at"][:] = np.fmin(memory["first_at"], ends[0])
+    memory["last_at"][:] = ends[-1]
+    return active
+
+
+def _learn_bin_by_bin(memory: Rows, bins: _Bins) -> Bools:
+    """Update activity, changes and peaks of VRAM; return which samples (W, T) count as active."""
+    active = np.zeros(bins.vram.shape, dtype=bool)
+    grown = np.empty(bins.vram.shape)
+    for column, end in enumerate(bins.ends):
+        active[:, column], grown[:, column] = _learn_bin(memory, bins, column, end)
+    _keep_peaks(memory, "vram_peaks", bins, (HOUR, grown))
+    _keep_peaks(memory, "vram_day_peaks", bins, (DAY, grown))
+    return active
+
+
+def _learn_bin(memory: Rows, bins: _Bins, column: int, end: float) -> tuple[Bools, Floats]:
+    """Update one bin; return which VRAM samples (W,) count as active, and what they say of the peak."""
     compute, vram, oom = bins.compute[:, column], bins.vram[:, column], bins.ooms[:, column] > 0
     reference, last = memory["compute_reference"], memory["vram_last"]
     reference[:] = np.fmax(compute, REFERENCE_DECAY * reference)
@@ -131,24 +184,27 @@ def _learn_vram(memory: Rows, bins: _Bins, column: int, end: float) -> Bools:
     memory["active_at"][(worked & known) | oom] = end
     memory["oom_at"][oom] = end
     last[known & ~quiet] = vram[known & ~quiet]
-    grown = np.where(oom, OOM_GAIN * np.fmax(vram, bins.vram_ceiling[:, column]), np.where(quiet, np.nan, vram))
-    _keep_peak(memory, "vram_peaks", (end - bins.step, end, HOUR), grown)
-    _keep_peak(memory, "vram_day_peaks", (end - bins.step, end, DAY), grown)
     seen = known | ~np.isnan(compute)
     memory["samples"][seen] += 1
     memory["first_at"][:] = np.where(seen, np.fmin(memory["first_at"], end), memory["first_at"])
     memory["last_at"][seen] = end
-    return active
+    return active, np.where(oom, OOM_GAIN * np.fmax(vram, bins.vram_ceiling[:, column]), np.where(quiet, np.nan, vram))
 
 
-def _keep_peak(memory: Rows, name: str, span: tuple[float, float, float], values: Floats) -> None:
-    """Keep the maximum per block of the clock, as many blocks as there are slots; `span` is start, end, block."""
-    start, end, block = span
-    peaks = memory[name]
-    slot = int(start // block) % peaks.shape[1]
-    if start % block < end - start:
-        peaks[:, slot] = 0.0
-    peaks[:, slot] = np.fmax(peaks[:, slot], values)
+def _keep_peaks(memory: Rows, name: str, bins: _Bins, what: tuple[float, Floats]) -> None:
+    """Keep the maximum per block of the clock, as many blocks as there are slots; `what`: seconds of a block, values.
+
+    A slot is cleared by the first bin that begins in its block.
+    """
+    block, values = what
+    peaks, starts = memory[name], bins.ends - bins.step
+    numbers = np.floor(starts / block).astype(np.int64)
+    cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    for first, stop in pairwise(cuts):
+        slot = int(numbers[first]) % peaks.shape[1]
+        if starts[first] % block < bins.step:
+            peaks[:, slot] = 0.0
+        peaks[:, slot] = np.fmax(peaks[:, slot], np.fmax.reduce(values[:, first:stop], axis=1))
 
 
 def _add_samples(memory: Rows, bins: _Bins, samples: tuple[Floats, Bools], fleet: Fleet) -> None:
@@ -201,8 +257,7 @@ def _note_changes(memory: Rows, fleet: Fleet) -> None:
     seen[:] = amounts
 
 
-def _note_exceedance(memory: Rows, compute: Floats, request: Floats, end: float) -> None:
-    above = compute > request
+def _note_exceedance(memory: Rows, compute: Floats, above: Bools, end: float) -> None:
     times, peak = memory["exceeded_at"], memory["exceeded_peak"]
     forgotten = end - times[:, 0] > 30 * MINUTE
     peak[above] = np.where(forgotten, compute, np.fmax(peak, compute))[above]
