@@ -23,10 +23,11 @@ from cronsim import CronSim
 from autoscaler.model.config import Configuration, CronRule
 
 NEVER: Final = math.inf
-_ANCHOR_SECONDS: Final = 6 * 3600.0
+_ANCHOR_SECONDS: Final = 3 * 3600.0
 """Looking back starts this much earlier: around a change of the clock only looking forward finds every moment."""
-_ENDS_SEARCHED: Final = 2000
+_ENDS_SEARCHED: Final = 500
 """Ends that fall on a start change nothing; so many are passed over before the search is put off."""
+_MINUTE: Final = 60.0
 
 Times = tuple[str, str, str]
 """Start, end, zone: all that decides when a rule is active."""
@@ -133,12 +134,9 @@ def phase_of(times: Times, now: float) -> Phase:
 
 def _end(times: Times, zone: ZoneInfo, now: float) -> float:
     """Return the first end that no start falls on; put off (a moment to look again) where that is far to seek."""
-    starts = _after(times[0], zone, now)
-    start, end = next(starts, NEVER), NEVER
+    end = NEVER
     for end in islice(_after(times[1], zone, now), _ENDS_SEARCHED):
-        while start < end:
-            start = next(starts, NEVER)
-        if start != end:
+        if next(_after(times[0], zone, end - _MINUTE), NEVER) != end:
             return end
     return end
 
