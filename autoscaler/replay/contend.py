@@ -19,7 +19,7 @@ from autoscaler.read.inventory import UNSET
 from autoscaler.replay.demand import Demand
 from autoscaler.replay.loop import Figures
 
-STATIC, TODAY, CURRENT = "static", "today", "current"
+STATIC, TODAY, CURRENT, DEFAULTS = "static", "today", "current", "defaults"
 DEFAULT_MODEL: Final = "H100"
 BYTES_PER_GB: Final = 2.0**30
 """Vendors say GB and mean GiB of memory."""
@@ -126,10 +126,17 @@ def _case(demand: Demand, setting: Setting, table: GpuTable) -> Case:
         if workload.workers and workload.current != asked:
             contenders.append(Contender(TODAY, _figures(workload.current)))
         contenders.append(Contender(CURRENT, _figures(asked), as_if_on(workload.config)))
-    for tried in setting.tried:
+    for tried in setting.tried or _by_default(setting, described):
         config = configured(tried.spec, asked)
         contenders.append(Contender(tried.name, _figures(config.amounts), config))
     return Case(demand, tuple(contenders), card_of(model, table))
+
+
+def _by_default(setting: Setting, described: Workload | None) -> tuple[Tried, ...]:
+    """Return what is tried where nothing is asked for: with a cluster the current profile is enough, else a level."""
+    if setting.workloads is not None:
+        return ()
+    return by_qos((described.config.qos if described is not None else QoS.MEDIUM,), name=DEFAULTS)
 
 
 def configured(spec: WorkloadProfileSpec, asked: Amounts) -> Configuration:
@@ -166,9 +173,9 @@ def _figures(amounts: Amounts) -> Figures:
     return amounts.compute.request, amounts.compute.limit, amounts.vram.request, amounts.vram.limit
 
 
-def by_qos(levels: Sequence[QoS]) -> tuple[Tried, ...]:
-    """Return the product's defaults of some service levels."""
-    return tuple(Tried(level.value, WorkloadProfileSpec(qos=level)) for level in levels)
+def by_qos(levels: Sequence[QoS], name: str = "") -> tuple[Tried, ...]:
+    """Return the product's defaults of some service levels, named after the level unless a name is given."""
+    return tuple(Tried(name or level.value, WorkloadProfileSpec(qos=level)) for level in levels)
 
 
 def matched(demands: Sequence[Demand], workloads: Sequence[Workload]) -> tuple[tuple[Demand, ...], tuple[str, ...]]:

@@ -30,7 +30,7 @@ from autoscaler.read.manifests import load_documents
 from autoscaler.read.prometheus import history_of
 from autoscaler.replay import demand
 from autoscaler.replay.backtest import Backtest, backtest, names_of, span_of
-from autoscaler.replay.contend import CURRENT, STATIC, TODAY, Setting, Tried, by_qos, cases, matched
+from autoscaler.replay.contend import CURRENT, DEFAULTS, STATIC, TODAY, Setting, Tried, by_qos, cases, matched
 from autoscaler.replay.demand import Demands
 from autoscaler.replay.recorded import read_recorded
 from autoscaler.replay.trace import read_trace
@@ -39,7 +39,7 @@ from autoscaler.settings import Settings
 MOST_HISTORY_SECONDS: Final = 366 * DAY
 LEAST_HISTORY_SECONDS: Final = HOUR
 LEAST_FACTOR, MOST_FACTOR = 0.01, 100.0
-RESERVED_NAMES: Final = (STATIC, TODAY, CURRENT)
+RESERVED_NAMES: Final = (STATIC, TODAY, CURRENT, DEFAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,6 @@ def made_from(options: BacktestOptions, clock: Clock) -> Backtest:
 
     """
     tried = (*_profiles(options.profiles), *by_qos(options.qos))
-    if not tried and options.cluster_dir is None:
-        tried = by_qos((QoS.MEDIUM,))
     _check_names(tried)
     warm_up = parse_duration(options.warm_up) if options.warm_up else None
     workloads, problems = _cluster(options, clock)

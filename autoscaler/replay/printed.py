@@ -11,13 +11,14 @@ from rich.table import Table
 
 from autoscaler.model.quantity import format_duration
 from autoscaler.replay.backtest import Backtest, Outcome, Result
-from autoscaler.replay.contend import CURRENT, STATIC, TODAY
+from autoscaler.replay.contend import CURRENT, DEFAULTS, STATIC, TODAY
 from autoscaler.replay.measure import Measures, as_data, saved_share
 
 NAMES: Final = {
     STATIC: "what is set, held all the time",
     TODAY: "what the pods carry today, held all the time",
     CURRENT: "the current profile",
+    DEFAULTS: "the defaults of the service level that the agents report, else of medium",
 }
 Cell = Callable[[Measures, Measures | None], str]
 """The text of a column: of a contender, beside what it is compared with; static itself is compared with nothing."""
@@ -117,7 +118,7 @@ def conclusion(made: Backtest, name: str) -> str:
 
 
 def _less(share: float) -> str:
-    return f"{abs(share):.0%} {'less' if share >= 0 else 'more'}"
+    return f"{100 * abs(share):.0f} % {'less' if share >= 0 else 'more'}"
 
 
 def legend(made: Backtest) -> Iterator[str]:

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -18,12 +19,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from autoscaler.cli import app
+from autoscaler.contract import metrics
 from autoscaler.contract.keys import QoS
 from autoscaler.errors import ConfigError
 from autoscaler.model.config import LimitsPolicy, Mode, RequestsPolicy
 from autoscaler.model.profile import parse_spec
 from autoscaler.model.resources import GIB, Amount, Amounts
 from autoscaler.model.usage import Usage, Window, WorkloadKey, empty_usage
+from autoscaler.read.inventory import AMOUNTS, inventory_of
 from autoscaler.replay.backtest import Backtest, backtest, names_of, span_of
 from autoscaler.replay.contend import Setting, Tried, as_if_on, by_qos, cases, configured
 from autoscaler.replay.demand import Demand, steady
@@ -104,7 +107,7 @@ def policies(made: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
 def held_backtest(demands: Sequence[Demand], *, factor: float) -> Backtest:
     """A backtest of static allocation against itself: figures that can be worked by hand."""
     setting = Setting((), None, {}, factor, "")
-    contended = cases(demands, setting)
+    contended = [replace(case, contenders=case.contenders[:1]) for case in cases(demands, setting)]
     results = backtest(contended, 1, 0.0, lambda *_: None)
     return Backtest("by hand", results, names_of(contended), span_of(contended), ())
 
@@ -263,6 +266,22 @@ def test_without_anything_set_static_is_a_multiple_of_the_largest_demand():
     assert (case.card.model, case.card.is_named) == ("H100", False)
 
 
+def test_what_the_agents_report_is_what_is_set_and_the_level_that_is_tried():
+    one = steady(WorkloadKey("ml", "chat"), 0, 60, np.array([1.0, 8.0]), None)
+    labels = {"namespace": "ml", "workload": "chat", "pod": "c-0", "gpu_uuid": "GPU-0"}
+    info = {**labels, "qos": "critical", "gpu_model": "NVIDIA L4"}
+    answers = dict(zip(AMOUNTS, [[(labels, value)] for value in (5, 9, GIB, 2 * GIB)], strict=True))
+    running = inventory_of({**answers, metrics.WORKER_INFO.name: [(info, 1)]}, 0).workloads
+    (case,) = cases([one], Setting((), None, {workload.key: workload for workload in running}, 1.5, ""))
+    assert [(who.name, who.figures) for who in case.contenders] == [
+        ("static", (5, 9, GIB, 2 * GIB)),
+        ("defaults", (5, 9, GIB, 2 * GIB)),
+    ]
+    assert case.contenders[1].config is not None
+    assert case.contenders[1].config.qos is QoS.CRITICAL
+    assert case.card.tflops == 121
+
+
 def test_a_profile_with_amounts_says_what_is_set():
     one = steady(WorkloadKey("a", "b"), 0, 60, np.array([1.0, 8.0]), None)
     spec = parse_spec({"resources": {"requests": {"tflops": "5", "vram": "1Gi"}, "limits": {"tflops": "9"}}})
@@ -300,7 +319,7 @@ def test_a_limit_that_is_too_low_shows_as_throttled_and_killed():
 
 
 def test_the_product_saves_what_a_generous_user_holds(trace: Path):
-    made = data("--trace", trace, "--start-from", 4, "--warm-up", "40m")
+    made = data("--trace", trace, "--start-from", 4, "--warm-up", "40m", "--qos", "medium")
     static, medium = policies(made, "chat")["static"], policies(made, "chat")["medium"]
     assert static["began_with"]["tflops_request"] == medium["began_with"]["tflops_request"]
     assert medium["compute_saved_tflop_hours"] == pytest.approx(
@@ -318,9 +337,9 @@ def test_the_product_saves_what_a_generous_user_holds(trace: Path):
 def test_the_product_finds_its_way_out_of_a_limit_that_clips_everything(tmp_path: Path):
     rows = [("a", 60 * place, 60, "") for place in range(120)]
     made = data("--trace", write(tmp_path / "t.csv", rows), "--start-from", 0.1)
-    static, medium = policies(made, "a")["static"], policies(made, "a")["medium"]
+    static, defaults = policies(made, "a")["static"], policies(made, "a")["defaults"]
     assert static["compute_throttled_ratio"] == pytest.approx(0.9)
-    assert medium["compute_throttled_ratio"] < 0.02
+    assert defaults["compute_throttled_ratio"] < 0.02
 
 
 def test_equal_input_gives_equal_output_however_many_processes_share_the_work(trace: Path, tmp_path: Path):
