@@ -145,9 +145,9 @@ def _given(turn: Turn | None, scaler: ScalerState | None, now: float) -> dict[Fi
 
 def _moved(workload: Workload) -> Iterator[tuple[Field, float]]:
     """Yield the figures that were moved away from the owner's own, with the owner's."""
-    for field, own in zip(AMOUNT_FIELDS, _figures(workload.original), strict=True):
-        ours = (one.current for one in workload.workers if AUTOSCALING_ORIGINAL in one.annotations)
-        if any(abs(_figures(held)[field] - own) > 0 for held in ours):  # one that is not known has not moved
+    ours = [_figures(one.current) for one in workload.workers if AUTOSCALING_ORIGINAL in one.annotations]
+    for field, own in zip(AMOUNT_FIELDS, _figures(workload.original), strict=True) if ours else ():
+        if any(abs(held[field] - own) > 0 for held in ours):  # one that is not known has not moved
             yield field, own
     if workload.original_replicas is not None:
         yield Field.REPLICAS, float(workload.original_replicas)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from aiohttp import web
 
 from autoscaler.errors import ClusterError, ConfigError
 from autoscaler.gateways.external_scaler import MAX_ANSWER_BYTES, Circuit, HttpScalers
+from autoscaler.gateways.folder import FolderCluster
 from autoscaler.model.config import ExternalScaler
 from autoscaler.model.decision import Field
 from autoscaler.model.external import Answer, Failure, Question, ScalerReason, ScalerState, parse_answer
@@ -134,8 +136,8 @@ async def test_an_answer_becomes_figures(client: Client, server: Server):
 @pytest.mark.parametrize("key", ["apiKey", "token", "key", "mine"])
 async def test_the_key_of_the_secret_is_sent_and_read_once_for_all(client: Client, server: Server, key: str):
     client.vault.values["ns", "s"] = {key: "hush\n", "other": "no"}
-    named = {"secret_key": "mine"} if key == "mine" else {}
-    assert reasons(await client.ask(server.url, 5, secret_name="s", **named)) == ["answered"] * 5
+    named = "mine" if key == "mine" else ""
+    assert reasons(await client.ask(server.url, 5, secret_name="s", secret_key=named)) == ["answered"] * 5
     assert {request.headers["Authorization"] for request in server.seen} == {"Bearer hush"}
     assert client.vault.reads == 1
 
@@ -145,7 +147,7 @@ async def test_without_its_key_a_scaler_is_not_asked_and_its_url_not_blamed(clie
     client.vault.values["ns", "odd"] = {"token": "two\r\nX-Admin: yes"}
     for secret in ({"secret_name": "none"}, {"secret_name": "empty"}, {"secret_name": "odd"},
                    {"secret_name": "empty", "secret_namespace": "other"}):  # fmt: skip
-        [came] = await client.ask(server.url, **secret)
+        [came] = await client.ask(server.url, 1, **secret)
         assert isinstance(came, Failure)
         assert came.reason is ScalerReason.SECRET_UNAVAILABLE
         assert "X-Admin" not in came.message
@@ -260,6 +262,21 @@ def test_no_opinion_is_an_answer_without_figures_and_tensorfusions_form_is_read(
     assert told.reason == "busy"
     quiet = parse_answer(msgspec.json.encode({**theirs, "needScaleUp": False}), NOW)
     assert all(figure != figure for figure in quiet.figures)
+
+
+async def test_a_secret_may_lie_in_a_folder_of_manifests_and_no_error_shows_it(tmp_path: Path):
+    (tmp_path / "s.yaml").write_text(
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {name: good, namespace: ns}\ndata: {token: aHVzaA==}\n"
+        "stringData: {key: plain}\n"
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {name: bad, namespace: ns}\ndata: {token: hush!}\n"
+    )
+    folder = FolderCluster(tmp_path, HandClock())
+    assert await folder.secret("ns", "good") == {"token": "hush", "key": "plain"}
+    with pytest.raises(ClusterError, match=r"ns/other is not in"):
+        await folder.secret("ns", "other")
+    with pytest.raises(ClusterError, match=r"ns/bad: data.token is not base64") as caught:
+        await folder.secret("ns", "bad")
+    assert "hush" not in str(caught.value)
 
 
 def test_an_answer_holds_for_three_intervals():
