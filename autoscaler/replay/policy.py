@@ -20,7 +20,7 @@ from autoscaler.guard import Limits, guard, note
 from autoscaler.guard import new_memory as new_guard_memory
 from autoscaler.model.config import Configuration, LimitsPolicy, Mode, Prediction, RequestsPolicy
 from autoscaler.model.fleet import Fleet, to_fleet
-from autoscaler.model.resources import Amount, Amounts
+from autoscaler.model.resources import Amount, Amounts, Resource
 from autoscaler.model.snapshot import Snapshot
 from autoscaler.model.usage import SATURATED_RATIO, Usage, Window, WorkloadKey, censored
 from autoscaler.model.workload import Discovered, ObjectRef, Worker, Workload
@@ -48,7 +48,13 @@ class Policy:
         self.figures: Figures = ctx["init"]
         self.effective = self.figures
         amounts = Amounts(Amount(*self.figures[:2]), Amount(*self.figures[2:]))
-        config = replace(self.config, amounts=amounts)
+        targets = frozenset(Resource) if self.has_vram else frozenset({Resource.COMPUTE})
+        config = replace(
+            self.config,
+            amounts=amounts,
+            requests=replace(self.config.requests, targets=targets),
+            limits=replace(self.config.limits, targets=targets),
+        )
         ref = ObjectRef("v1", "Pod", *KEY, uid="worker")
         worker = Worker(ref, "node", amounts, ready=True, devices=())
         workload = Workload(
