@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,22 @@ apiVersion: tensor-fusion.ai/v1
 kind: TensorFusionWorkload
 metadata: {name: silent, namespace: ml}
 spec: {resources: {requests: {tflops: "1", vram: 1Gi}}}
+"""
+
+POD = """
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: chat-0
+  namespace: ml
+  labels: {tensor-fusion.ai/enabled: 'true', tensor-fusion.ai/workload: chat}
+  annotations:
+    tensor-fusion.ai/tflops-request: '70'
+    tensor-fusion.ai/tflops-limit: '140'
+    tensor-fusion.ai/vram-request: 10Gi
+    tensor-fusion.ai/vram-limit: 20Gi
+spec: {containers: [{name: main}]}
 """
 
 
@@ -201,8 +218,8 @@ def test_parquet_and_csv_say_the_same(tmp_path: Path):
         np.testing.assert_array_equal(one.vram, other.vram)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path):
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ConfigError, match=re.escape("tensor-fusion-autoscaler[parquet]")):
         read_trace(tmp_path / "t.parquet")
 
@@ -378,6 +395,17 @@ def test_a_folder_of_manifests_gives_workloads_and_profiles(trace: Path, tmp_pat
     assert one["policies"][0]["compute_request_tflop_hours"] == 400
     assert "left out, the folder has no such workload: default/batch" in made["notes"]
     assert "left out, nothing is known of their use: ml/silent" in made["notes"]
+
+
+def test_what_the_pods_carry_today_is_held_too_where_it_differs_from_the_owners_figures(trace: Path, tmp_path: Path):
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    (folder / "all.yaml").write_text(CLUSTER + POD)
+    (one,) = data("--trace", trace, "--cluster-dir", folder, "--warm-up", "0s")["workloads"]
+    assert [p["policy"] for p in one["policies"]] == ["static", "today", "current"]
+    held = [p["compute_request_tflop_hours"] for p in one["policies"]]
+    assert held[:2] == [400, 280]
+    assert one["policies"][1]["compute_saved_ratio"] == pytest.approx(0.3)
 
 
 # What goes wrong
