@@ -86,9 +86,10 @@ def _spreading(case: Case, steered: Bools) -> Case:
 
 
 def _above_base(case: Case) -> Bools:
-    """Return where there are more workers than before the first step outward, (W,)."""
+    """Return where there are more workers than before the first step outward, (W,); the owner's own don't count."""
     count, base, seen = case.fleet.current[:, COUNT], case.memory["count_base"], case.memory["count_seen"]
-    base[:] = np.where(count > seen, np.fmin(base, seen), base)
+    ours = case.fleet.now - case.memory["raised_at"][:, COUNT] < SPREADING_SECONDS
+    base[:] = np.where(ours & (count > seen), np.fmin(base, seen), base)
     base[count <= base] = np.nan
     seen[:] = count
     return ~np.isnan(base)

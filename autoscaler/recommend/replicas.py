@@ -83,10 +83,11 @@ def hpa_count(workers: Workers, worth: Floats, tolerance: Floats) -> Floats:
     NaN where no ready worker was measured. Missing workers count as one worker's worth inward.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = worth / np.where(workers.measured > 0, workers.measured, np.nan)
+        measured = np.where(workers.measured > 0, workers.measured, np.nan)
+        ratio = worth / measured
         others = np.select([ratio > 1, ratio < 1], [workers.missing + workers.unready, workers.missing], 0.0)
         assumed = np.where(ratio < 1, worth + workers.missing, worth)
-        corrected = assumed / (workers.measured + others)
+        corrected = assumed / (measured + others)
     desired = np.ceil(assumed - ROUNDING)
     inside = np.abs(corrected - 1) <= tolerance + ROUNDING
     turned = ((ratio - 1) * (corrected - 1) < 0) | ((desired - workers.count) * (corrected - 1) < 0)

@@ -360,3 +360,17 @@ def test_workloads_are_weighed_together_as_each_would_be_alone():
     alone = fleet_of(workload(replicas=3))
     together = balance(fleet, memory).desired[:, 0]
     assert [balance(alone, learnt(alone, load)).desired[0, 0] for load in tflops] == together.tolist()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_limits_shrink_only_after_the_workers_that_were_added_are_gone_but_not_for_those_of_the_owner(ours: bool):
+    config = replace(ON, replicas_policy=POLICY, limits=LimitsPolicy(Mode.ON, stabilization_seconds=0))
+    run, first = Run(), fleet_of(workload(config=config, replicas=2))
+    run(first, wants(first, Cause.LOAD, replicas=4) if ours else wants(first))
+    limits = []
+    for minute, count in ((1, 4.0), (2, 2.0)):
+        fleet = fleet_of(workload(config=config, replicas=int(count)), now=NOW + 60 * minute)
+        ready = replace(fleet, ready=np.array([count]))
+        limits.append(outcome(run(ready, wants(ready, Cause.SURPLUS, compute_limit=12)), Field.COMPUTE_LIMIT))
+    assert limits[0] == ((20, Verdict.REPLICAS_FIRST) if ours else (12, Verdict.PASSED))
+    assert not ours or limits[1] == (12, Verdict.PASSED)
