@@ -47,7 +47,8 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     live = np.fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
     headroom = 1 + defaults.VRAM_HEADROOM_RATIO
     high = np.fmax(np.fmin(peak * (1 + margin), cap * q95), headroom * peak)
-    week = WEEK_GAIN * memory["vram_day_peaks"].max(axis=1)
+    of_week = memory["vram_day_peaks"].max(axis=1)
+    week = WEEK_GAIN * of_week
     high = np.where((week > high) & (week <= (1 + WEEK_REACH_RATIO) * high), week, high)
     buffer = knobs.request_buffer[:, Resource.VRAM]
     above = np.where(np.isnan(buffer), knobs.level_vram_margin, buffer)
@@ -61,7 +62,7 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
         "q95": np.where(np.isnan(explicit), np.nan, q95),
         "buffer_ratio": above,
         "peak_4h": peak,
-        "peak_7d": week / WEEK_GAIN,
+        "peak_7d": of_week,
         "margin_ratio": margin,
         "burst_cap": cap,
         "live": live,

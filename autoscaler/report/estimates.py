@@ -88,9 +88,11 @@ def _compute_limit(record: Record) -> Estimate:
 
 def _vram_levels(figure: FigureRecord, known: Mapping[str, float]) -> tuple[float, float]:
     """Return the guarantee `lo` and the ceiling `hi`."""
-    peak, working, live, above = (known[name] for name in ("peak_7h", "working_level", "live", "buffer_ratio"))
+    peak, working, live, above = (known[name] for name in ("peak_4h", "working_level", "live", "buffer_ratio"))
+    week = 1.02 * known["peak_7d"]
     q95 = working if math.isnan(known["q95"]) else known["q95"]
     high = most(least(peak * (1 + known["margin_ratio"]), known["burst_cap"] * q95), 1.05 * peak)
+    high = week if high < week <= (1 + 0.05) * high else high
     high = _all_known(min, most(high, working * (1 + above)), figure.terms["device"])
     low = _all_known(min, most(live, working) * (1 + above), most(high, 1.05 * live))
     return low, high

@@ -149,9 +149,9 @@ def _vram_limit(_: Record, figure: FigureRecord) -> str:
     known, field = inputs_of(figure), figure.field
     if not math.isnan(known["percentile"]):
         return f"{amount(field, known['quantile'])} x (1 + {known['limit_buffer_ratio']:g}); "
-    if math.isnan(known["peak_7h"]):
+    if math.isnan(known["peak_4h"]):
         return ""
-    peak, working = amount(field, known["peak_7h"]), amount(field, known["working_level"])
+    peak, working = amount(field, known["peak_4h"]), amount(field, known["working_level"])
     margin, cap = known["margin_ratio"], known["burst_cap"]
     return f"min({peak} x (1 + {margin:.3g}), {cap:g} x {working}), at least 1.05 x {peak}; "
 

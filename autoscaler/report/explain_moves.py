@@ -12,7 +12,6 @@ from autoscaler.model.record import FigureRecord, Record
 from autoscaler.report.estimates import inputs_of
 from autoscaler.report.wording import amount, span, until
 
-SURPLUS_LEVEL_MINUTES: Final = 25.0
 SURPLUS_RATIO: Final = 0.1
 
 
@@ -38,14 +37,14 @@ def _compute_request(figure: FigureRecord) -> Iterator[str]:
     yield f"up when use stays above {amount(field, current)} {often}"
     low = (1 - SURPLUS_RATIO) * current
     target = figure.estimated.upper_bound * (1 - SURPLUS_RATIO)
-    gathered = known["surplus_minutes"]
+    level, gathered = known["surplus_level_minutes"], known["surplus_minutes"]
     if target < low:
-        left = max(SURPLUS_LEVEL_MINUTES - gathered, 0.0) / (1 - target / current)
+        left = max(level - gathered, 0.0) / (1 - target / current)
         rest = span(60.0 * math.ceil(left)) if left > 0 else "no more time"
         stays = f"at {amount(field, target)}, below {amount(field, low)}"
         yield f"down when the estimate stays {stays}, for about {rest} more"
     else:
-        yield f"down when the estimate stays below {amount(field, low)} for 25m of surplus and more"
+        yield f"down when the estimate stays below {amount(field, low)} for {level:g}m of surplus and more"
 
 
 def _compute_limit(figure: FigureRecord) -> Iterator[str]:
