@@ -25,11 +25,13 @@ from autoscaler.model.snapshot import Snapshot
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import Discovered, Workload
 from autoscaler.ports import Clock, Cluster, Enforcement, History, Scalers
+from autoscaler.read.backfill import Backfill
 from autoscaler.read.catchup import Catchup, Reach
 from autoscaler.read.generate import new_workload
 from autoscaler.read.scalers import consult
 from autoscaler.read.world import read_world
 from autoscaler.recommend import UNTIL, learn, new_memory, recommend, watch
+from autoscaler.recommend.older import relearn
 from autoscaler.report.ledger import Ledger
 from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.report.server import Health
@@ -73,9 +75,8 @@ class Controller:
         self._before: Passed | None = None
         self._kept = Kept()
         self._stored_at = world.clock.now()
-        self._catchup = Catchup(
-            world.history, Reach(settings.bin_seconds, settings.settled_seconds, settings.history_seconds)
-        )
+        reach = Reach(settings.bin_seconds, settings.settled_seconds, settings.history_seconds)
+        self._catchup, self._backfill = Catchup(world.history, reach), Backfill(world.history, reach)
         self._restore()
 
     async def run_pass(self) -> Passed:
@@ -88,7 +89,7 @@ class Controller:
         with self.metrics.pass_seconds.labels("read").time():
             snapshot = await self._consult(await self._read_world())
             fleet = self._lay_out(snapshot)
-            history_error = await self._read_history(fleet)
+            history_error = await self._read_history(snapshot, fleet)
         with self.metrics.pass_seconds.labels("recommend").time():
             wanted = recommend(fleet, self.learnt)
         with self.metrics.pass_seconds.labels("guard").time():
@@ -163,11 +164,13 @@ class Controller:
 
     def _lay_out(self, snapshot: Snapshot) -> Fleet:
         fleet = to_fleet(snapshot, self._before.allowed.fleet if self._before is not None else None)
+        if UNTIL in self.learnt.marks:
+            self._backfill.notice(self.learnt.strangers(fleet.keys, fleet.uids), self.learnt.marks[UNTIL])
         self.learnt.align(fleet.keys, fleet.uids)
         self.guarded.align(fleet.keys, fleet.uids)
         return fleet
 
-    async def _read_history(self, fleet: Fleet) -> str:
+    async def _read_history(self, snapshot: Snapshot, fleet: Fleet) -> str:
         """Learn what is due; return why history could not be read, or nothing."""
         try:
             with self.metrics.query_seconds.time():
@@ -178,7 +181,21 @@ class Controller:
         except HistoryError as error:
             log.warning("history_not_read", error=str(error))
             return str(error)
+        await self._read_older(snapshot)
         return ""
+
+    async def _read_older(self, snapshot: Snapshot) -> None:
+        """Read on in what is older than a workload's first pass, and learn it once it is whole."""
+        try:
+            older = await self._backfill.read(self.learnt.marks.get(UNTIL, -np.inf))
+        except HistoryError as error:
+            log.warning("older_history_not_read", error=str(error), then="it is tried again")
+            return
+        for workload in snapshot.discovered.workloads if older is not None else ():
+            if older is not None and older.is_of(workload.key, workload.ref.uid):
+                alone = to_fleet(Snapshot(snapshot.now, Discovered((workload,)), {}))
+                taken = relearn(self.learnt, older.usages, alone)
+                log.info("older_history_learnt", workload=str(workload.key), taken=taken)
 
     def _limits(self, history_error: str) -> Limits:
         """Without history nothing is fresh: everything is held."""
@@ -237,7 +254,12 @@ class Controller:
 
     @property
     def _memories(self) -> Mapping[str, Rows]:
-        return {"learnt": self.learnt, "series": self.learnt.series, "guarded": self.guarded, "devices": self.guarded.devices}
+        return {
+            "learnt": self.learnt,
+            "series": self.learnt.series,
+            "guarded": self.guarded,
+            "devices": self.guarded.devices,
+        }
 
     @property
     def _checkpoint(self) -> Path | None:

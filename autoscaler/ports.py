@@ -13,7 +13,7 @@ from autoscaler.contract.quota import QuotaDocument, QuotaStatus
 from autoscaler.model.external import Answer, Failure, Question
 from autoscaler.model.snapshot import NodeState
 from autoscaler.model.steps import ClusterWrite
-from autoscaler.model.usage import Usage, Window
+from autoscaler.model.usage import Usage, Window, WorkloadKey
 from autoscaler.model.workload import ClusterView
 
 
@@ -39,6 +39,10 @@ class History(Protocol):
             HistoryError: the history can't be read now.
 
         """
+        ...
+
+    def only(self, key: WorkloadKey) -> History:
+        """Return the same history narrowed to one workload, others may be in it; closed with this one."""
         ...
 
     async def close(self) -> None:

@@ -53,6 +53,13 @@ class Rows:
         array: Floats32 = self.arrays[name]  # type: ignore[assignment]  # declared float32 in `columns`
         return array
 
+    def strangers(self, keys: Sequence[WorkloadKey], uids: Sequence[str]) -> list[tuple[WorkloadKey, str]]:
+        """Return those that have no row yet, whose rows `align` would start clean."""
+        if (tuple(keys), tuple(uids)) == (self.keys, self.uids):
+            return []
+        known = set(zip(self.keys, self.uids, strict=True))
+        return [(key, uid) for key, uid in zip(keys, uids, strict=True) if not known & {(key, uid), (key, "")}]
+
     def align(self, keys: Sequence[WorkloadKey], uids: Sequence[str]) -> None:
         """Give the rows the fleet's order: known workloads keep theirs, new ones and new UIDs start clean.
 

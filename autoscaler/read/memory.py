@@ -12,7 +12,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from autoscaler.errors import HistoryError
-from autoscaler.model.usage import Usage, Window
+from autoscaler.model.usage import Usage, Window, WorkloadKey
 from autoscaler.read.bins import Binned, gap_seconds
 from autoscaler.read.readings import DEVICE_MEMORY_SECONDS, FALLBACK, READINGS, Reading, Reduction, lacks_peak, reduced
 from autoscaler.read.samples import Identity, Samples, identity_of, samples_of
@@ -79,6 +79,10 @@ class MemoryHistory:
         """Return the fleet's use in a window."""
         binned = self._binned(READINGS, window)
         return usage_of(window, binned | self._binned((FALLBACK,), window) if lacks_peak(binned) else binned)
+
+    def only(self, key: WorkloadKey) -> MemoryHistory:  # noqa: ARG002  what is in memory costs nothing
+        """Return the history as it is."""
+        return self
 
     async def close(self) -> None:
         """Nothing is held but memory."""

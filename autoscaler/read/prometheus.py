@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
+import json
 import math
 import ssl
 from collections.abc import Iterable, Mapping
@@ -18,7 +20,7 @@ from pathlib import Path
 import aiohttp
 
 from autoscaler.errors import HistoryError
-from autoscaler.model.usage import Usage, Window
+from autoscaler.model.usage import Usage, Window, WorkloadKey
 from autoscaler.read.answer import KnownLabels, points_in, reason_in, samples_in
 from autoscaler.read.bins import Binned, gap_seconds, stacked
 from autoscaler.read.readings import (
@@ -97,6 +99,18 @@ class PrometheusHistory:
         # One answer more than there are queries, so that Prometheus works while an answer is parsed.
         self._held = asyncio.Semaphore(settings.concurrent_queries + 1)
         self._known = KnownLabels()
+        self._workers = ""
+
+    def only(self, key: WorkloadKey) -> PrometheusHistory:
+        """Return the same history narrowed to the workloads of one name, in every namespace.
+
+        Their namespace can't be asked for: where the scrape kept that label for itself, it has another name.
+        """
+        if self._session is None:
+            self._session = self._connected()
+        narrowed = copy.copy(self)
+        narrowed._workers = f"workload={json.dumps(key.name)}"  # noqa: SLF001  a copy of its own
+        return narrowed
 
     async def read(self, window: Window) -> Usage:
         """Return the fleet's use in a window.
@@ -165,7 +179,7 @@ class PrometheusHistory:
         return stacked([reduced(reading, samples, window, gap) for samples in samples_in(body, self._known)])
 
     def _query(self, reading: Reading, window: Window) -> Query:
-        selector = self._selector(reading.name)
+        selector = self._selector(reading.name, "" if reading.reduction is Reduction.DEVICE else self._workers)
         if reading.reduction is Reduction.DEVICE:
             seconds = window.end - window.start + DEVICE_MEMORY_SECONDS
             return _range(f"last_over_time({selector}[{_duration(seconds)}])", window.end, window.end, window.step)
@@ -180,8 +194,9 @@ class PrometheusHistory:
         expression = f"{selector}[{_duration(until - window.start + around)}]"
         return Query("query", {"query": expression, "time": _moment(until)})
 
-    def _selector(self, name: str) -> str:
-        return name + (f"{{{self._settings.matcher}}}" if self._settings.matcher else "")
+    def _selector(self, name: str, *matchers: str) -> str:
+        inside = ",".join(filter(None, (self._settings.matcher, *matchers)))
+        return name + (f"{{{inside}}}" if inside else "")
 
     def _is_long(self, window: Window) -> bool:
         return window.end - window.start > self._settings.raw_seconds
