@@ -65,15 +65,19 @@ class Case:
 
     def caused_by(self, *causes: Cause) -> Bools:
         """Return which figures have one of these causes."""
-        codes = [CAUSE_CODE[cause] for cause in causes]
-        return np.asarray(np.isin(self.wanted.cause, codes), dtype=np.bool_)
+        found = np.zeros(self.wanted.cause.shape, dtype=np.bool_)
+        for cause in causes:
+            found |= self.wanted.cause == CAUSE_CODE[cause]
+        return found
 
     def hold(self, where: Bools, verdict: Verdict, *, freeze: bool = False) -> Case:
         """Return the case with these figures back in force; broadcast from (W, 1) or (W, 5).
 
         The first guard that holds a figure names the verdict; one that freezes it overrules.
         """
-        held = np.broadcast_to(where, self.figure.shape) & ~self.frozen
+        held = where & ~self.frozen
+        if not held.any():
+            return self
         passed = self.verdict == VERDICT_CODE[Verdict.PASSED]
         named = held & (freeze | passed | (self.figure != self.fleet.current))
         return replace(
@@ -87,6 +91,8 @@ class Case:
         """Return the case with these figures; the verdict stands where that changed anything."""
         allowed = np.where(self.frozen, self.figure, figure)
         moved = allowed != self.figure
+        if not moved.any():
+            return self
         return replace(
             self,
             figure=allowed,

@@ -25,7 +25,8 @@ class Estimate:
 
 def choose(current: Floats, rules: tuple[tuple[Bools, Floats, Cause], ...]) -> tuple[Floats, Codes]:
     """Return per workload the figure and cause of the first rule whose condition holds, else the one in force."""
-    conditions = [condition for condition, _, _ in rules]
-    figure = np.select(conditions, [value for _, value, _ in rules], current)
-    codes = [np.int8(CAUSE_CODE[cause]) for _, _, cause in rules]
-    return figure, np.select(conditions, codes, np.int8(CAUSE_CODE[Cause.UNCHANGED])).astype(np.int8)
+    figure, cause = current, np.full(current.shape, np.int8(CAUSE_CODE[Cause.UNCHANGED]))
+    for condition, value, why in reversed(rules):
+        figure = np.where(condition, value, figure)
+        cause = np.where(condition, np.int8(CAUSE_CODE[why]), cause)
+    return figure, cause
