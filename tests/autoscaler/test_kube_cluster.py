@@ -324,3 +324,13 @@ async def test_a_kind_that_is_not_ours_to_write_is_refused_here(cluster: KubeClu
 async def test_a_kubeconfig_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(ClusterError, match=r"absent is not a file"):
         await KubeClient.connect(tmp_path / "absent")
+
+
+async def test_a_secret_is_read_by_name_and_a_refusal_shows_no_value(kmock: Any, cluster: KubeCluster) -> None:
+    path = "/api/v1/namespaces/lab/secrets/scaler"
+    kmock["get", path] << in_turn(
+        answer({"metadata": {"name": "scaler"}, "data": {"token": "aHVzaA=="}}), answer(UNTOLD, 403)
+    )
+    assert await cluster.secret("lab", "scaler") == {"token": "hush"}
+    with pytest.raises(ClusterError, match="answered 403: the server says why"):
+        await cluster.secret("lab", "scaler")

@@ -62,7 +62,7 @@ CASES = [
 
 @pytest.mark.parametrize(("times", "zone", "moment", "active", "following"), CASES)
 def test_a_rule_holds_from_its_start_to_its_next_end(times, zone, moment, active, following):
-    now, made = at(moment[0], zone, moment[1]), rule(*times, zone=zone)
+    now, made = at(moment[0], zone, moment[1]), rule(times[0], times[1], zone)
     assert active_rule([made], now) == (made if active else None)
     assert next_transition([made], now) == at(following[0], zone, following[1])
 
@@ -120,7 +120,7 @@ def test_a_turn_is_kept_until_a_moment_that_can_change_it_and_searched_again_whe
 
 
 def test_ten_thousand_workloads_cost_little_once_their_turns_are_known():
-    configs = [with_config(cron_rules=(rule(*OFFICE), rule(*NIGHT, zone=NEW_YORK))) for _ in range(10_000)]
+    configs = [with_config(cron_rules=(rule(*OFFICE), rule(NIGHT[0], NIGHT[1], NEW_YORK))) for _ in range(10_000)]
     known = to_turns(configs, at("2026-11-23T09:00"))
     began = time.process_time()
     again = to_turns(configs, at("2026-11-23T09:01"), known)
