@@ -16,7 +16,7 @@ from autoscaler.model.defaults import DAY, HOUR, MINUTE
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
-from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Bools, Floats, Usage
+from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Bools, Floats, Floats32, Ints, Usage
 from autoscaler.recommend.forecast import observe
 from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, add, decay
 from autoscaler.recommend.memory import NEVER, UNTIL, WATCHED_AT, Learnt
@@ -45,6 +45,9 @@ class _Bins:
     vram_ceiling: Floats
     clipped: Bools
     ooms: Floats
+    compute_total: Floats
+    vram_total: Floats
+    workers: Floats
 
 
 def learn(memory: Learnt, usage: Usage, fleet: Fleet) -> None:
@@ -58,7 +61,7 @@ def learn(memory: Learnt, usage: Usage, fleet: Fleet) -> None:
     _keep_peaks(memory, "compute_peaks", bins, (DAY, stored))
     _add_samples(memory, bins, (stored, active), fleet)
     observe(memory, Samples(ends, bins.step, stored), fleet)
-    _keep_latest(memory, usage, bins)
+    _keep_latest(memory, bins)
     memory.marks[UNTIL] = float(ends[-1])
 
 
@@ -90,28 +93,39 @@ def watch(memory: Rows, usage: Usage, fleet: Fleet) -> None:
 
 
 def _in_row_order(memory: Rows, usage: Usage) -> _Bins:
-    row_of = {key: row for row, key in enumerate(memory.keys)}
-    source = np.array([row for row, key in enumerate(usage.keys) if key in row_of], dtype=np.int64)
-    target = np.array([row_of[key] for key in usage.keys if key in row_of], dtype=np.int64)
-    window = usage.window
-
-    def laid(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], fill: float) -> Floats:
-        out = np.full((len(memory.keys), window.bins), fill)
-        out[target] = values[source]
-        return out
-
-    clipped = np.zeros((len(memory.keys), window.bins), dtype=bool)
-    clipped[target] = usage.clipped[Resource.COMPUTE][source]
+    window, order = usage.window, _order(memory, usage)
     return _Bins(
         ends=window.start + window.step * np.arange(1, window.bins + 1, dtype=np.float64),
         step=window.step,
-        compute=laid(usage.peak[Resource.COMPUTE], np.nan),
-        vram=laid(usage.peak[Resource.VRAM], np.nan),
-        compute_ceiling=laid(usage.ceiling[Resource.COMPUTE], np.nan),
-        vram_ceiling=laid(usage.ceiling[Resource.VRAM], np.nan),
-        clipped=clipped,
-        ooms=laid(usage.ooms, 0.0),
+        compute=_laid(usage.peak[Resource.COMPUTE], order, np.nan),
+        vram=_laid(usage.peak[Resource.VRAM], order, np.nan),
+        compute_ceiling=_laid(usage.ceiling[Resource.COMPUTE], order, np.nan),
+        vram_ceiling=_laid(usage.ceiling[Resource.VRAM], order, np.nan),
+        clipped=_laid(usage.clipped[Resource.COMPUTE], order, 0.0) > 0,
+        ooms=_laid(usage.ooms, order, 0.0),
+        compute_total=_laid(usage.total[Resource.COMPUTE], order, np.nan),
+        vram_total=_laid(usage.total[Resource.VRAM], order, np.nan),
+        workers=_laid(usage.workers, order, 0.0),
     )
+
+
+def _order(memory: Rows, usage: Usage) -> Ints | None:
+    """Return the usage's row of each of the memory's rows, -1 for none (W,); None where they are the same."""
+    if usage.keys == memory.keys:
+        return None
+    row_of = {key: row for row, key in enumerate(usage.keys)}
+    return np.array([row_of.get(key, -1) for key in memory.keys], dtype=np.int64)
+
+
+def _laid(values: Floats32 | Bools, order: Ints | None, fill: float) -> Floats:
+    """Return values (W, T) in the memory's row order, `fill` for workloads without."""
+    if order is None:
+        return values.astype(np.float64)
+    if not len(values):
+        return np.full((len(order), values.shape[1]), fill)
+    laid: Floats = values.astype(np.float64)[order]
+    laid[order < 0] = fill
+    return laid
 
 
 def _is_calm(memory: Rows, bins: _Bins) -> bool:
@@ -223,21 +237,23 @@ def _add_samples(memory: Rows, bins: _Bins, samples: tuple[Floats, Bools], fleet
         add(weights, buckets, values, np.exp2(-age[None, :] / half_life[:, None]))
 
 
-def _keep_latest(memory: Rows, usage: Usage, bins: _Bins) -> None:
+def _keep_latest(memory: Rows, bins: _Bins) -> None:
     """Keep the newest known use of the largest worker, and of all workers together."""
-    row_of = {key: row for row, key in enumerate(usage.keys)}
-    source = np.array([row_of.get(key, -1) for key in memory.keys], dtype=np.int64)
-    there = source >= 0
-    for resource, values in ((Resource.COMPUTE, bins.compute), (Resource.VRAM, bins.vram)):
-        memory["use"][:, resource] = _last_known(values, memory["use"][:, resource])
-        total = usage.total[resource][source[there]].astype(np.float64)
-        memory["load"][there, resource] = _last_known(total, memory["load"][there, resource])
-    memory["reporting"][:] = 0.0
-    memory["reporting"][there] = usage.workers[source[there]][:, -1]
+    use, load = memory["use"], memory["load"]
+    for resource, one, all_of_them in (
+        (Resource.COMPUTE, bins.compute, bins.compute_total),
+        (Resource.VRAM, bins.vram, bins.vram_total),
+    ):
+        use[:, resource] = _last_known(one, use[:, resource])
+        load[:, resource] = _last_known(all_of_them, load[:, resource])
+    memory["reporting"][:] = bins.workers[:, -1]
 
 
 def _last_known(values: Floats, before: Floats) -> Floats:
     """Return each row's newest known value (W, T), else what was known before."""
+    latest = values[:, -1]
+    if not np.isnan(latest).any():
+        return latest
     known = ~np.isnan(values)
     newest = values.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
     return np.where(known.any(axis=1), values[np.arange(len(values)), newest], before)
