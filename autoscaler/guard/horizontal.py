@@ -97,7 +97,7 @@ def _above_base(case: Case) -> Bools:
 
 def _steered(case: Case) -> Bools:
     """Return the resources (W, 2) by which replicas are steered, where that layer is on and nobody else moves them."""
-    knobs, flags = case.fleet.knobs, case.fleet.flags
+    knobs, flags = case.fleet.laid.knobs, case.fleet.flags  # where replicas are merely ordered, limits go their own way
     moved = (knobs.mode[:, COUNT] == ON) & ~flags.managed_elsewhere
     return np.asarray(moved[:, None] & ~np.isnan(knobs.target_utilization), dtype=np.bool_)
 
