@@ -82,6 +82,14 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Memory, limits: Limits) -> Allow
     return replace(_remembered(case, target, due), trace=trace)
 
 
+def at_rest(fleet: Fleet, wanted: Wanted, memory: Memory) -> bool:
+    """Tell whether nothing wants to move: then guarding changes nothing but what is shown. Forgets waits to shrink."""
+    rests = not ((wanted.figure != fleet.current) & ~np.isnan(wanted.figure)).any()
+    if rests:
+        memory["shrink_since"][:] = np.nan
+    return rests
+
+
 def _through(case: Case, guards: tuple[Guard, ...]) -> tuple[Case, tuple[Passage, ...]]:
     """Return the case behind the last guard, and what each one left."""
     way = []

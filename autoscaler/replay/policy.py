@@ -14,15 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from autoscaler.contract.gate import UNGATED, Gate
+from autoscaler.contract.gate import NEAR_RATIO, UNGATED, Gate
 from autoscaler.contract.keys import QoS
-from autoscaler.guard import Limits, guard, note
+from autoscaler.guard import Limits, at_rest, guard, note
 from autoscaler.guard import new_memory as new_guard_memory
 from autoscaler.model.config import Configuration, LimitsPolicy, Mode, Prediction, RequestsPolicy
 from autoscaler.model.fleet import Fleet, to_fleet
 from autoscaler.model.resources import Amount, Amounts, Resource
 from autoscaler.model.snapshot import Snapshot
-from autoscaler.model.usage import SATURATED_RATIO, Usage, Window, WorkloadKey, censored
+from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Usage, Window, WorkloadKey, censored
 from autoscaler.model.workload import Discovered, ObjectRef, Worker, Workload
 from autoscaler.recommend import learn, new_memory, recommend, watch
 from autoscaler.state.models import built_in_model
@@ -32,6 +32,7 @@ Figures = tuple[float, float, float, float]
 """Compute request and limit in TFLOPs, VRAM request and limit in bytes."""
 EVALUATION_SECONDS: Final = 300.0
 MIN_SAMPLES: Final = 10
+CLIPPED_RATIO: Final = SATURATED_RATIO - SATURATION_SLACK_RATIO
 
 
 @dataclass
@@ -79,13 +80,13 @@ class Policy:
 
     def observe(self, t: float, c: float, v: float | None, oom: bool) -> None:
         """Keep one metered sample of `[t, t + step)`: TFLOPs, bytes (None without VRAM), killed in it."""
-        vram = np.nan if v is None else v
+        vram = 0.0 if v is None else v
         limit = self.effective[1]
         self._samples.append((t, c, vram, oom, limit, self.effective[3]))
         if self.gate is not None:
             self.gate.sample(t + self.step, c, vram, oom=oom)
-        if oom or c > self.figures[0] or vram > self.figures[2] or c >= (SATURATED_RATIO - 0.05) * limit:
-            self.urgent = True
+        short = c > self.figures[0] or c >= CLIPPED_RATIO * limit or vram > NEAR_RATIO * self.effective[3]
+        self.urgent = self.urgent or oom or short
 
     def recommend(self, t: float) -> Figures | None:
         """Return the figures in force from `t` on, or None where they stay."""
@@ -101,11 +102,14 @@ class Policy:
         fleet: Fleet = replace(self.fleet, now=t, current=np.array([[*self.figures, 1.0]]), live=live)
         learn(self.learnt, usage, fleet)
         watch(self.learnt, usage, fleet)
-        allowed = guard(fleet, recommend(fleet, self.learnt), self.guarded, self.limits)
-        note(self.guarded, fleet, allowed.figure)
-        row = allowed.figure[0]
-        self.figures = (float(row[0]), float(row[1]), float(row[2]), float(row[3]))
         self.urgent = False
+        wanted = recommend(fleet, self.learnt)
+        if at_rest(fleet, wanted, self.guarded):
+            return
+        allowed = guard(fleet, wanted, self.guarded, self.limits)
+        note(self.guarded, fleet, allowed.figure)
+        request, limit, vram_request, vram_limit, _ = allowed.figure[0].tolist()
+        self.figures = (request, limit, vram_request, vram_limit)
 
     def _gated(self, t: float) -> Figures:
         if self.gate is None:
@@ -123,7 +127,7 @@ class Policy:
             window=Window(rows[0, 0], t, self.step),
             keys=(KEY,),
             peak=peak.astype(np.float32),
-            total=peak.astype(np.float32),
+            total=np.full(peak.shape, np.nan, dtype=np.float32),
             ceiling=ceiling.astype(np.float32),
             clipped=censored(peak, ceiling, device, np.zeros_like(peak)),
             ooms=rows[3][None, :].astype(np.float32),
