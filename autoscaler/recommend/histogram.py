@@ -6,6 +6,7 @@ objects. A quantile is the upper edge of its bucket, so the error is at most the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,10 +25,9 @@ class Buckets:
 
     def index(self, values: Floats) -> Ints:
         """Return the bucket of each value (any shape; NaN gives 0, weigh it with 0)."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            position = np.floor(np.log(values / self.first) / np.log(self.growth)) + 1
-        known = np.nan_to_num(position, nan=0.0, neginf=0.0, posinf=self.count)
-        bucket: Ints = np.clip(known, 0, self.count - 1).astype(np.int64)
+        inside = np.fmin(np.fmax(values, self.first / self.growth), self.first * self.growth**self.count)
+        position = np.floor(np.log(inside / self.first) / math.log(self.growth)) + 1
+        bucket: Ints = np.minimum(np.maximum(position, 0.0), self.count - 1.0).astype(np.int64)
         return bucket
 
     def edges(self) -> Floats:
@@ -56,6 +56,10 @@ def add(weights: Floats32, buckets: Buckets, values: Floats, sample_weights: Flo
     rows = weights.shape[0]
     known: Bools = ~np.isnan(values)
     flat = (np.arange(rows)[:, None] * buckets.count + buckets.index(values))[known]
+    if rows == 1:
+        for bucket, weight in zip(flat.tolist(), sample_weights[known].tolist(), strict=True):
+            weights[0, bucket] += weight
+        return
     if flat.size * 8 < weights.size:
         np.add.at(weights.reshape(-1), flat, sample_weights[known].astype(np.float32))
         return
