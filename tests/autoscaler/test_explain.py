@@ -175,8 +175,8 @@ VRAM request: 4Gi → 5.5Gi, recommended 8.8Gi
   led to   max(live 8Gi, working level 8Gi) x (1 + 0.1), at most the ceiling; 8.8Gi: Raised, the
            estimate is above the figure in force
   guards   8.8Gi → 9Gi (published: rounded up to whole MiB); then 9Gi → 5.5Gi (capacity: room
-           for 1.5Gi more per worker; the tightest device had 3Gi free for 2 of its workers and all
-           others)
+           for 1.5Gi more per worker; the tightest device had 3Gi free for 2 of its workers and
+           all others)
   to move  up when live use or the working level passes 5Gi, or after an out-of-memory event;
            down when the estimate is below 4.95Gi for 5m, 10m after the last change at the
            earliest"""

@@ -43,12 +43,13 @@ def paused(stage: Stage) -> Stage:
 
 SCENES: dict[str, Callable[[], Scene]] = {
     "quiet": lambda: (Stage(), 200, 3.0, 2 * GIB),
-    "idle": lambda: (Stage(with_config(qos=QoS.LOW)), 240, bursts(0.0, 6.0, 200, 60), 3 * GIB),
+    "idle": lambda: (Stage(with_config(qos=QoS.LOW)), 150, bursts(0.0, 6.0, 200, 60), bursts(GIB, 3 * GIB, 200, 60)),
     "wave": lambda: (Stage(), 300, wave(9, 6), wave(3 * GIB, GIB)),
     "saturated": lambda: (Stage(), 120, lambda at: 15.0 if at < 40 else 300.0, 2 * GIB),
     "out of memory": lambda: (Stage(), 240, 6.0, lambda at: 2 * GIB if at < 50 else 9.7 * GIB),
     "bursts": lambda: (Stage(with_config(qos=QoS.CRITICAL)), 240, bursts(2.0, 19.0), bursts(GIB, 7 * GIB)),
     "small device": lambda: (Stage(device=small_device(24.0, 9.0)), 200, bursts(3.0, 40.0), bursts(GIB, 8.5 * GIB)),
+    "compute unknown": lambda: (Stage(), 20, math.nan, 2 * GIB),
     "near the limit": lambda: (Stage(), 50, 6.0, 7.8 * GIB),
     "bounds": lambda: (
         Stage(with_config(bounds=Bounds(min_ratio=(0.7, 0.9), max_allowed=(22.5, 8.3 * GIB)))),
