@@ -44,7 +44,7 @@ COLUMNS: Final[Mapping[str, Cell]] = {
     "slack": lambda one, _: percent(one.compute.slack_share),
     "under": lambda one, _: percent(one.compute.under_share),
     "throttled": lambda one, _: percent(one.compute.throttled_share),
-    "GiB·h": lambda one, _: number(one.vram.request),
+    "GiB·h": lambda one, _: number(one.vram.request or math.nan),
     "saved ": lambda one, static: _saved(static.vram.request if static else None, one.vram.request),
     "slack ": lambda one, _: percent(one.vram.slack_share if one.vram.request else math.nan),
     "OOM/1000h": lambda one, _: number(one.ooms_per_1000_hours),

@@ -30,7 +30,7 @@ def headline(made: Backtest, name: str) -> str:
     harm = "bad" if one.compute.throttled_share > HARMFUL_RATIO else ""
     cards.append(
         _card(
-            "Compute demand throttled",
+            "Compute throttled",
             percent(one.compute.throttled_share),
             f"set: {percent(static.compute.throttled_share)}; {percent(one.compute.under_share)} above the request",
             harm,
@@ -54,7 +54,7 @@ def headline(made: Backtest, name: str) -> str:
 def _reserved_card(what: str, before: float, after: float, unit: str) -> str:
     share = saved_share(before, after)
     tone = "good" if share > 0 else "bad"
-    text = f"&#8722;{share:.0%}" if share >= 0 else f"+{-share:.0%}"
+    text = f"{'&#8722;' if share >= 0 else '+'}{100 * abs(share):.0f} %"
     return _card(what, text, f"{number(before)} &#8594; {number(after)} {unit}", tone)
 
 
