@@ -15,6 +15,7 @@ import structlog
 from autoscaler.apply.desired import Kept
 from autoscaler.apply.send import Batch, Outcome, send
 from autoscaler.errors import ClusterError, HistoryError, StateError
+from autoscaler.fit.daily import DailyFit
 from autoscaler.guard import Limits, guard, note
 from autoscaler.guard import new_memory as new_guard_memory
 from autoscaler.model.decision import Decision
@@ -32,6 +33,7 @@ from autoscaler.read.scalers import consult
 from autoscaler.read.world import read_world
 from autoscaler.recommend import UNTIL, learn, new_memory, recommend, watch
 from autoscaler.recommend.older import relearn
+from autoscaler.recommend.revision import revise
 from autoscaler.report.ledger import Ledger
 from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.report.server import Health
@@ -77,6 +79,7 @@ class Controller:
         self._stored_at = world.clock.now()
         reach = Reach(settings.bin_seconds, settings.settled_seconds, settings.history_seconds)
         self._catchup, self._backfill = Catchup(world.history, reach), Backfill(world.history, reach)
+        self._fit = DailyFit(settings.forecast_fit_seconds, settings.state_dir)
         self._restore()
 
     async def run_pass(self) -> Passed:
@@ -91,6 +94,7 @@ class Controller:
             fleet = self._lay_out(snapshot)
             history_error = await self._read_history(snapshot, fleet)
         with self.metrics.pass_seconds.labels("recommend").time():
+            self._turn_fit(fleet)
             wanted = recommend(fleet, self.learnt)
         with self.metrics.pass_seconds.labels("guard").time():
             allowed = guard(fleet, wanted, self.guarded, self._limits(history_error))
@@ -118,6 +122,7 @@ class Controller:
                 health.turned()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self.settings.interval_seconds)
+        await self._fit.close()
 
     def close(self) -> None:
         """Keep what was learnt."""
@@ -167,6 +172,8 @@ class Controller:
         if UNTIL in self.learnt.marks:
             self._backfill.notice(self.learnt.strangers(fleet.keys, fleet.uids), self.learnt.marks[UNTIL])
         self.learnt.align(fleet.keys, fleet.uids)
+        for row in np.flatnonzero(revise(self.learnt, fleet, self.settings.bin_seconds)):
+            log.info("new_revision", workload=str(fleet.keys[row]), then="its history is a prior only")
         self.guarded.align(fleet.keys, fleet.uids)
         return fleet
 
@@ -196,6 +203,11 @@ class Controller:
                 alone = to_fleet(Snapshot(snapshot.now, Discovered((workload,)), {}))
                 taken = relearn(self.learnt, older.usages, alone)
                 log.info("older_history_learnt", workload=str(workload.key), taken=taken)
+
+    def _turn_fit(self, fleet: Fleet) -> None:
+        verdict = None if self.dry_run else self._fit.turn(fleet, self.learnt)
+        if verdict is not None:
+            self.metrics.forecast_fits.labels("refused" if verdict.model is None else "taken").inc()
 
     def _limits(self, history_error: str) -> Limits:
         """Without history nothing is fresh: everything is held."""
@@ -266,13 +278,14 @@ class Controller:
         return None if self.settings.state_dir is None else self.settings.state_dir / "memory.npz"
 
     def _restore(self) -> None:
+        self._fit.restore(self.learnt)
         if self._checkpoint is None or not self._checkpoint.exists():
             return
         try:
             restore(self._checkpoint, self._memories)
         except StateError as error:
             log.warning("checkpoint_not_used", error=str(error), then="history is read again")
-            self.learnt, self.guarded = new_memory(built_in_model()), new_guard_memory()
+            self.learnt, self.guarded = new_memory(self.learnt.model), new_guard_memory()
 
     def _store(self, *, now: bool = False) -> None:
         at = self.world.clock.now()

@@ -61,8 +61,8 @@ class Fleet:
 
     `current`, `original` (W, 5): figures in force, and the user's own. `device` (W, 2): the smallest device it runs on
     (inf unknown). `live` (W, 2): use now as the agents see it, largest worker. `gpu_count`, `ready` (W,): devices per
-    worker, ready workers. `laid`: configurations as columns; `knobs`: the same under what is ordered now. `quotas`: of
-    their namespaces, None where there is none.
+    worker, ready workers. `revision` (W,): fingerprint of what runs, NaN unknown. `laid`: configurations as columns;
+    `knobs`: the same under what is ordered now. `quotas`: of their namespaces, None where there is none.
     """
 
     now: float
@@ -79,6 +79,7 @@ class Fleet:
     placement: Placement
     orders: Orders
     knobs: Knobs
+    revision: Floats
     quotas: Quotas | None = None
 
     @property
@@ -122,6 +123,7 @@ def to_fleet(snapshot: Snapshot, previous: Fleet | None = None) -> Fleet:
         placement=placement,
         orders=orders,
         knobs=over_knobs(orders, laid),
+        revision=np.array([workload.revision or UNSET for workload in workloads], dtype=float),
         quotas=to_quotas([workload.key for workload in workloads], snapshot.quotas),
     )
 

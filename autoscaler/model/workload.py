@@ -99,6 +99,8 @@ class Workload:
     warnings: tuple[str, ...] = field(default=())
     original_replicas: int | None = None
     """Replicas before a rule by the clock moved them, as noted on the object; None: no rule did."""
+    revision: int = 0
+    """Fingerprint of what runs (images, GPU model, size of the model); 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from autoscaler.model.workload import (
 from autoscaler.read.configure import Resolution, inputs_of, settle
 from autoscaler.read.membership import WORKLOAD_KIND, Group, group_by_workload
 from autoscaler.read.owners import rollout_in_progress
+from autoscaler.read.revision import revision_of
 from autoscaler.read.workers import (
     amount_problems,
     container_of,
@@ -150,6 +151,8 @@ def _is_same(before: Workload, group: Group, workers: tuple[Worker, ...]) -> boo
         and len(before.workers) == len(workers)
         and all(one is other for one, other in zip(before.workers, workers, strict=True))
         and before.owners == _owner_refs(group)
+        # A file that was edited by hand has another image under the same resourceVersion.
+        and before.revision == revision_of(group.sharers.values(), before.config)
     )
 
 
@@ -175,6 +178,7 @@ def _workload(
         generation=int((manifest.get("metadata") or EMPTY).get("generation", 0)),
         owners=_owner_refs(group),
         exists=group.workload is not None,
+        revision=revision_of(group.sharers.values(), config),
         rollout_in_progress=any(rollout_in_progress(sharer.manifest) for sharer in owners),
         status=manifest.get("status") or EMPTY,
         problems=(*resolution.problems, *unreadable),

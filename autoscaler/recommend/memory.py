@@ -60,6 +60,8 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "growth_from": Column((2,), fill=np.nan),
     "spread": Column(fill=np.nan),
     "settled_since": Column(fill=np.nan),
+    # what ran when it was learnt
+    "revision": Column(fill=np.nan),
 }
 
 
