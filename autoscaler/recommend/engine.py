@@ -10,7 +10,7 @@ from autoscaler.model.knobs import ON
 from autoscaler.model.proposal import Wanted
 from autoscaler.model.resources import Side
 from autoscaler.model.usage import Floats
-from autoscaler.recommend.estimate import Estimate
+from autoscaler.recommend.estimate import Estimate, kept
 from autoscaler.recommend.forecast import newest
 from autoscaler.recommend.limits import compute_limits, vram_limits
 from autoscaler.recommend.memory import Learnt
@@ -21,10 +21,14 @@ from autoscaler.recommend.spread import cover, respread
 from autoscaler.recommend.vram import vram_levels
 
 
-def recommend(fleet: Fleet, memory: Learnt) -> Wanted:
-    """Return what each workload should have; the memory must be aligned with the fleet."""
-    respread(fleet, memory)
-    weighed = balance(fleet, memory)
+def recommend(fleet: Fleet, memory: Learnt, *, horizontal: bool = True) -> Wanted:
+    """Return what each workload should have; the memory must be aligned with the fleet.
+
+    Without `horizontal` replicas stay as they are: for replays of single workers, which share no load.
+    """
+    if horizontal:
+        respread(fleet, memory)
+    weighed = balance(fleet, memory) if horizontal else None
     forecast = newest(memory, fleet)
     low, high, levels = vram_levels(fleet, memory)
     compute_request = _covering(fleet, Field.COMPUTE_REQUEST, weighed, compute_requests(fleet, memory, forecast))
@@ -32,7 +36,8 @@ def recommend(fleet: Fleet, memory: Learnt) -> Wanted:
     baseline = _in_effect(fleet, Field.COMPUTE_REQUEST, compute_request.figure)
     compute_limit = _covering(fleet, Field.COMPUTE_LIMIT, weighed, compute_limits(fleet, memory, baseline, forecast))
     vram_limit = _covering(fleet, Field.VRAM_LIMIT, weighed, vram_limits(fleet, memory, high, levels))
-    count = replicas(fleet, memory, weighed, (compute_limit.figure, vram_limit.figure))
+    limits = compute_limit.figure, vram_limit.figure
+    count = replicas(fleet, memory, weighed, limits) if weighed is not None else kept(fleet.current[:, Field.REPLICAS])
     estimates = (compute_request, compute_limit, vram_request, vram_limit, count)
     wanted = Wanted(
         figure=np.stack([one.figure for one in estimates], axis=1),
@@ -50,8 +55,10 @@ def recommend(fleet: Fleet, memory: Learnt) -> Wanted:
     return lay_over(fleet, wanted)
 
 
-def _covering(fleet: Fleet, field: Field, weighed: Balance, estimate: Estimate) -> Estimate:
+def _covering(fleet: Fleet, field: Field, weighed: Balance | None, estimate: Estimate) -> Estimate:
     """Return the estimate of an amount, at least what each worker needs once there are fewer."""
+    if weighed is None:
+        return estimate
     least = weighed.request if field.side is Side.REQUEST else weighed.limit
     assert field.resource is not None
     next_step = least[:, field.resource]

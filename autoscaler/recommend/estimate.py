@@ -30,3 +30,9 @@ def choose(current: Floats, rules: tuple[tuple[Bools, Floats, Cause], ...]) -> t
         figure = np.where(condition, value, figure)
         cause = np.where(condition, np.int8(CAUSE_CODE[why]), cause)
     return figure, cause
+
+
+def kept(current: Floats) -> Estimate:
+    """Return the estimate (W,) of a field that nobody asks to move."""
+    calm = np.zeros(current.shape, dtype=np.bool_)
+    return Estimate(current, current, current, choose(current, ())[1], calm, {})

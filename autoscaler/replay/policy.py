@@ -103,7 +103,7 @@ class Policy:
         learn(self.learnt, usage, fleet)
         watch(self.learnt, usage, fleet)
         self.urgent = False
-        wanted = recommend(fleet, self.learnt)
+        wanted = recommend(fleet, self.learnt, horizontal=False)
         if at_rest(fleet, wanted, self.guarded):
             return
         allowed = guard(fleet, wanted, self.guarded, self.limits)
