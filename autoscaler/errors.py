@@ -7,7 +7,8 @@ AutoscalerError
 ├── HistoryError         Prometheus: down, slow, or its answer cannot be read
 ├── NodeError            a node agent: away, or it refused
 │   └── RefusedError     the agent answered and changed nothing (carries its reason)
-└── StateError           the checkpoint on disk cannot be used
+├── StateError           the checkpoint on disk cannot be used
+└── FitError             the history: no forecast model can be fitted to it
 """
 
 from __future__ import annotations
@@ -68,3 +69,7 @@ class RefusedError(NodeError):
 
 class StateError(AutoscalerError):
     """A checkpoint cannot be used."""
+
+
+class FitError(AutoscalerError):
+    """A forecast model cannot be fitted."""

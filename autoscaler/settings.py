@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """Where what was learnt is kept over a restart; unset: it is learnt again from Prometheus."""
     checkpoint_seconds: PositiveFloat = 600.0
     """Time between checkpoints."""
+    forecast_fit_seconds: NonNegativeFloat = defaults.DAY
+    """Time between fits of the forecast's model to the fleet's own history; 0: the model stays as it is."""
     listen: Annotated[str, Field(pattern=r"^.*:\d+$|^$")] = ""
     """HOST:PORT of /metrics, /healthz and /readyz; empty: not served."""
 

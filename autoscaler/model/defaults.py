@@ -20,7 +20,8 @@ class Level:
     `percentile`: of the decaying histogram of use, for the compute request. `exceedances`: samples above the request
     within half an hour that raise it. `burst_cap`: VRAM ceiling in multiples of the q95 working level. `vram_margin`:
     VRAM request over the working level. `cool_seconds`: idle time after which the VRAM request cools down.
-    `forecast_quantile`: of the largest compute use of the coming hours, for the compute request with a forecast.
+    `forecast_quantile`: of the largest compute use of the coming hours, for the compute request with a forecast, and
+    `forecast_surplus_minutes`: evidence that lowers it (minutes x relative surplus; the histogram's request waits 25).
     """
 
     percentile: float
@@ -29,13 +30,14 @@ class Level:
     vram_margin: float
     cool_seconds: float
     forecast_quantile: float
+    forecast_surplus_minutes: float
 
 
 LEVELS: Final[dict[QoS, Level]] = {
-    QoS.LOW: Level(0.90, 2, 1.6, 0.10, 10 * MINUTE, 0.50),
-    QoS.MEDIUM: Level(0.95, 2, 1.8, 0.10, 60 * MINUTE, 0.62),
-    QoS.HIGH: Level(0.97, 2, 2.0, 0.10, float("inf"), 0.75),
-    QoS.CRITICAL: Level(0.99, 1, 2.1, 0.15, float("inf"), 0.88),
+    QoS.LOW: Level(0.90, 2, 1.6, 0.10, 10 * MINUTE, 0.60, 12.0),
+    QoS.MEDIUM: Level(0.95, 2, 1.8, 0.10, 60 * MINUTE, 0.68, 12.0),
+    QoS.HIGH: Level(0.97, 2, 2.0, 0.10, float("inf"), 0.77, 12.0),
+    QoS.CRITICAL: Level(0.99, 1, 2.1, 0.15, float("inf"), 0.895, 15.0),
 }
 RANK: Final[dict[QoS, int]] = {level: rank for rank, level in enumerate(QoS)}
 

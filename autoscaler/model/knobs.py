@@ -63,6 +63,7 @@ class Knobs:
     level_vram_margin: Floats
     level_cool: Floats
     level_forecast: Floats
+    level_forecast_surplus: Floats
     rank: Ints
     prior: Floats
     forecast: Ints
@@ -150,6 +151,7 @@ def _row(config: Configuration, original: Figures) -> dict[str, Any]:
         "level_vram_margin": level.vram_margin,
         "level_cool": level.cool_seconds,
         "level_forecast": level.forecast_quantile,
+        "level_forecast_surplus": level.forecast_surplus_minutes,
         **forecast_knobs(config),
         "rank": defaults.RANK[config.qos],
         "prior": _prior(config),

@@ -159,8 +159,8 @@ def _forecast(series: Rows, rows: tuple[slice | Ints, Ints], fleet: Fleet, model
     days = np.clip(fleet.knobs.forecast_history[of_fleet] // DAY, 0, SEASON_DAYS).astype(np.int64)
     seen = features(bins, fleet.original[of_fleet, Field.COMPUTE_REQUEST], horizon, days)
     ready = (seen.known >= LEAST_BINS)[:, None]
-    plain = np.where(ready, _quantiles(seen.plain, heads.plain), np.nan)
-    season = np.where(ready, _quantiles(np.concatenate([seen.plain, seen.season], axis=1), heads.season), np.nan)
+    plain = np.where(ready, head_quantiles(seen.plain, heads.plain), np.nan)
+    season = np.where(ready, head_quantiles(np.concatenate([seen.plain, seen.season], axis=1), heads.season), np.nan)
     naive = fleet.knobs.forecast[of_fleet] == FORECAST_CODE["seasonal-naive"]
     season = np.where(naive[:, None], seen.season[:, :1], season)
     series["scale"][places] = seen.scale
@@ -170,7 +170,7 @@ def _forecast(series: Rows, rows: tuple[slice | Ints, Ints], fleet: Fleet, model
     series.weights("pending")[places, slot] = np.concatenate([seen.scale[:, None], plain, season], axis=1)
 
 
-def _quantiles(table: Floats, weights: Floats) -> Floats:
+def head_quantiles(table: Floats, weights: Floats) -> Floats:
     """Return the three quantiles (W, 3), none below the one before it."""
     # Not a matrix product: its rounding depends on the number of rows, and a fleet must get what one workload gets.
     products = (table[:, None, :] * weights[None, :, 1:]).sum(axis=2) + weights[:, 0]

@@ -30,10 +30,11 @@ EXCEEDED_GAIN: Final = 1.1
 EXCEEDED_WINDOW_SECONDS: Final = 30 * MINUTE
 SURPLUS_RATIO: Final = 0.1
 SURPLUS_LEVEL_MINUTES: Final = 25.0
-AHEAD_LEVEL_MINUTES: Final = 18.0
-"""With a forecast: its target rises before the use does, so that it may follow the use down sooner."""
-LINE_SHARE: Final = 0.35
-"""The raise line is the forecast's quantile at this share of the target's level."""
+LINE_POWER: Final = 5
+"""The raise line is the forecast's quantile at the target's level to this power: .77 becomes .27.
+
+A low line lets a request stand that is likely enough to suffice; a level near 1 must not, so its line stays high.
+"""
 SURPLUS_LEAK: Final = 0.1
 MAX_JUDGED_SECONDS: Final = 10 * MINUTE
 OOM_GAIN: Final = 1.2
@@ -48,7 +49,7 @@ def compute_requests(fleet: Fleet, memory: Rows, forecast: Forecast | None = Non
     target, lower, named = _past(fleet, memory, ahead.replaces)
     target = np.maximum(np.fmax(target, ahead.target), floor)
     lower = np.maximum(np.fmax(lower, ahead.line), floor)
-    surplus, level = _judge(fleet, memory, target), np.where(ahead.speaks, AHEAD_LEVEL_MINUTES, SURPLUS_LEVEL_MINUTES)
+    surplus, level = _judge(fleet, memory, target), ahead.surplus_minutes(fleet)
     exceeded = _exceeded(fleet, memory)
     peak_above = memory["exceeded_peak"]
     rules = (
@@ -98,11 +99,15 @@ class _Ahead:
             # Only an explicit buffer counts: the quantile of a maximum has its margin in it.
             buffer = np.nan_to_num(knobs.request_buffer[:, Resource.VRAM])
             used = np.where(knobs.forecast_layers[:, 0] > 0, 1 + buffer, np.nan)
-            self.target, self.line = used * forecast.at(level), used * forecast.at(level * LINE_SHARE)
+            self.target, self.line = used * forecast.at(level), used * forecast.at(level**LINE_POWER)
             named = {"forecast_target": self.target, "forecast_line": self.line}
             self.inputs = {**named, "forecast_quantile": level, "forecast_ratio": used, **forecast.inputs(used)}
         self.speaks: Bools = ~np.isnan(self.target)
         self.replaces: Bools = self.speaks & np.isnan(fleet.knobs.request_percentile[:, Resource.COMPUTE])
+
+    def surplus_minutes(self, fleet: Fleet) -> Floats:
+        """Return the evidence that lowers a request (W,): less with a forecast, which rises before the use does."""
+        return np.where(self.replaces, fleet.knobs.level_forecast_surplus, SURPLUS_LEVEL_MINUTES)
 
 
 def _judge(fleet: Fleet, memory: Rows, target: Floats) -> Floats:

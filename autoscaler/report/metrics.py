@@ -53,6 +53,9 @@ QUERY_SECONDS: Final = _family("prometheus_query_seconds", _H, "Time of reading 
 STALE: Final = _family("stale_workloads", _G, "Workloads without fresh samples: nothing is decided about them.")
 API_WRITES: Final = _family("api_writes_total", _C, "Writes to the cluster, by verb and result.", "verb", "code")
 PUSH_SECONDS: Final = _family("quota_push_seconds", _H, "Time for a node agent to answer a quota document.")
+FORECAST_FITS: Final = _family(
+    "forecast_fits_total", _C, "Fits of the forecast's model: taken into force, or refused.", "result"
+)
 LEADER: Final = _family("leader", _G, "1 while this process leads, 0 while it stands by.")
 
 CONTROLLER_METRICS: Final = (
@@ -67,6 +70,7 @@ CONTROLLER_METRICS: Final = (
     STALE,
     API_WRITES,
     PUSH_SECONDS,
+    FORECAST_FITS,
     LEADER,
 )
 SECONDS_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -106,6 +110,9 @@ class ControllerMetrics:
         self.change_ratio = _histogram(CHANGE_RATIO, self.registry, RATIO_BUCKETS)
         self.decisions = Counter(DECISIONS.name, DECISIONS.help, DECISIONS.labels, registry=self.registry)
         self.api_writes = Counter(API_WRITES.name, API_WRITES.help, API_WRITES.labels, registry=self.registry)
+        self.forecast_fits = Counter(
+            FORECAST_FITS.name, FORECAST_FITS.help, FORECAST_FITS.labels, registry=self.registry
+        )
         self.workloads = Gauge(WORKLOADS.name, WORKLOADS.help, registry=self.registry)
         self.stale_workloads = Gauge(STALE.name, STALE.help, registry=self.registry)
         self.leader = Gauge(LEADER.name, LEADER.help, registry=self.registry)
