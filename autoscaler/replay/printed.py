@@ -112,7 +112,8 @@ def conclusion(made: Backtest, name: str) -> str:
     return (
         f"{' and '.join(reserved)} reserved than with what is set, "
         f"{percent(one.compute.throttled_share)} of the compute demand throttled (set: "
-        f"{percent(static.compute.throttled_share)}), {one.ooms} out-of-memory kills in {number(one.hours)} hours "
+        f"{percent(static.compute.throttled_share)}), {one.ooms} out-of-memory kill{'' if one.ooms == 1 else 's'} in "
+        f"{number(one.hours)} hours "
         f"(set: {static.ooms}), {number(one.changes_per_day)} changes per workload and day"
     )
 

@@ -495,7 +495,7 @@ def test_the_page_is_well_formed_self_contained_and_says_what_the_data_say(made:
     for name in ("medium", "high"):
         kills, share = total[name]["ooms"], total[name]["compute_throttled_ratio"]
         assert f"{100 * share:.1f} % of the compute demand throttled" in words
-        assert f"{kills} out-of-memory kills" in words
+        assert f"{kills} out-of-memory kill{'s' * (kills != 1)} in " in words
         assert f"{total[name]['compute_request_tflop_hours']:,.0f}" in words
     assert "a <note> & more" in words
 
