@@ -14,7 +14,7 @@ from autoscaler.contract.quota import DeviceInfo
 from autoscaler.model.config import Bounds, LimitsPolicy, Mode, Pause, ReplicasPolicy, RequestsPolicy
 from autoscaler.model.decision import Field
 from autoscaler.model.reasons import Cause, Verdict
-from autoscaler.model.record import Record, as_data, from_data
+from autoscaler.model.record import Record, Step, as_data, from_data
 from autoscaler.model.resources import GIB, MIB, Resource
 from autoscaler.report.recompute import InconsistentError, recompute
 from tests.autoscaler.stage import Stage, with_config
@@ -157,9 +157,33 @@ def test_the_scenes_show_every_cause_and_the_guards_of_a_single_workload():
     assert {Cause.EXCEEDED, Cause.OOM_SEEN, Cause.IDLE, Cause.LOAD, Cause.NO_DATA} <= {cause for _, cause in causes}
     guards = {step.guard for figure in shown for step in (*figure.allowed_steps, *figure.recommended_steps)}
     assert {
-        "enough", "unpaused", "supported", "dead_band", "stabilization", "step", "cool_down", "live_use", "bounds",
-        "order", "capacity", "published", "layer", "evaluation", "remembered",
+        "enough", "unpaused", "supported", "dead_band", "stabilization", "cool_down", "bounds", "order", "published",
+        "layer", "evaluation", "remembered",
     } <= guards  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("guard", "before", "numbers", "after"),
+    [
+        ("step", 9.0, {"most_added": 2.0}, 6.0),
+        ("step", 1.0, {"most_removed": 1.0}, 3.0),
+        ("live_use", 1.0, {"live": 2.0, "headroom_ratio": 0.05}, 2.1),
+        ("live_use", 1.0, {"live": math.nan, "headroom_ratio": 0.05}, 4.0),
+        ("capacity", 9.0, {"room": 1.5}, 5.5),
+        ("capacity", 4.0, {"most": 3.0, "given": 1.0}, 3.0),
+        ("rollback", 2.0, {"last_good": 6.0, "until_at": math.inf}, 6.0),
+        ("quota", 9.0, {"most": 5.0, "quota_left": 1.0}, 5.0),
+    ],
+)
+def test_what_one_workload_alone_never_meets_follows_from_its_numbers_too(
+    guard: str, before: float, numbers: dict[str, float], after: float
+):
+    record = played("quiet")[0]
+    figure = record[Field.VRAM_LIMIT]
+    estimated = replace(figure.estimated, figure=before, inputs={"ordered": before})
+    step = Step(guard, Verdict.PASSED, before, math.nan, numbers)
+    told = replace(figure, current=4.0, estimated=estimated, recommended_steps=(), allowed_steps=(step,))
+    assert recompute(replace(record, figures=changed(record, told)))[Field.VRAM_LIMIT].allowed == after
 
 
 def test_published_figures_have_three_significant_digits_or_whole_mebibytes():
