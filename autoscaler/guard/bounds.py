@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -78,15 +79,11 @@ def rounded_up(values: Floats, resource: Resource) -> Floats:
     return np.round(np.ceil(values / unit - ROUNDED) * unit, DECIMALS)
 
 
-def rounded_down(values: Floats, resource: Resource) -> Floats:
-    """Return the next figure that can be published and is not larger; any shape."""
-    unit = _unit(values, resource)
-    return np.round(np.floor(values / unit + ROUNDED) * unit, DECIMALS)
-
-
 def at_most(value: float, resource: Resource) -> float:
-    """Return `rounded_down` of one figure."""
-    return float(rounded_down(np.array([value]), resource)[0])
+    """Return the next figure that can be published and is not larger; for one it is quicker than arrays are."""
+    digits = math.floor(math.log10(value)) - (SIGNIFICANT_DIGITS - 1) if value > 0 else 0
+    unit = float(MIB) if resource is Resource.VRAM else 10.0**digits
+    return round(math.floor(value / unit + ROUNDED) * unit, DECIMALS)
 
 
 def _unit(values: Floats, resource: Resource) -> Floats:

@@ -30,7 +30,7 @@ def capacity(case: Case) -> Case:
        the device (joint check); of requests and of limits.
     Higher levels come first, in a level a shortage. Where they are still short lower levels give (see `giving`), in the
     same decision: nodes shrink first and grow once that is acknowledged. The requests that shrink on such a device by
-    themselves count, too, and from then on no guard may hold them.
+    themselves count, too, and from then on no guard may hold them. No more ask than may move in one pass.
     """
     edges: Edges | None = None
     for resource, taking in TAKING.items():
@@ -57,11 +57,13 @@ def _shared(case: Case, edges: Edges, resource: Resource) -> Case:
     sharing = Sharing(case, givers, edges.of(rows))
     figure = case.figure.copy()
     calm = ~np.logical_or(*(case.wanted.urgent[rows, field] for field in PAIRS[resource]))
-    for row in rows[np.lexsort((rows, calm, -case.fleet.knobs.rank[rows]))]:
+    ranks = case.fleet.knobs.rank[rows]
+    for asked, place in enumerate(np.lexsort((rows, calm, -ranks))):
+        row, rank = int(rows[place]), int(ranks[place]) if asked < case.limits.changes_per_pass else 0
         for field, pools in rules.pools:
             if short[row, field]:
                 most = figure[row, field + 1] if field is request else np.inf
-                figure[row, field] = sharing.grant(int(row), field, pools, min(figure[row, field], most))
+                figure[row, field] = sharing.grant((row, rank), field, pools, min(figure[row, field], most))
     given = givers.figure < case.figure[:, request]
     case = case.move(figure, Verdict.CAPACITY_LIMITED)
     return _given(case, givers, request, given) if given.any() else case
@@ -113,19 +115,21 @@ class Sharing:
     givers: Givers
     places: dict[int, tuple[Ints, Ints]]
 
-    def grant(self, row: int, field: Field, pools: tuple[Pool, ...], wanted: float) -> float:
+    def grant(self, who: tuple[int, int], field: Field, pools: tuple[Pool, ...], wanted: float) -> float:
         """Return the figure that a workload grows to, after lower levels gave what is missing; use up what it takes.
 
-        What is left after rounding and inside the dead band is not worth a change.
+        `who`: its row, and the level below which others are asked. What is left after rounding and inside the
+        dead band is not worth a change.
         """
+        row, rank = who
         current = float(self.case.fleet.current[row, field])
-        figure = min([wanted, *(self._reach(row, pool) for pool in pools)])
+        pools = tuple(pool for pool in pools if pool.base[row] < wanted)  # of the others it takes nothing
+        figure = min([wanted, *(self._reach(row, rank, pool) for pool in pools)])
         if figure < wanted:
             figure = at_most(figure, self.givers.resource)
             if figure <= (1 + self.case.fleet.knobs.dead_band[row, field]) * current:
                 return current
         devices, workers = self.places[row]
-        rank = int(self.givers.rank[row])
         for pool in pools:
             growth = max(0.0, figure - pool.base[row])
             for device, count in zip(devices, workers, strict=True) if pool.yields and growth else ():
@@ -134,12 +138,11 @@ class Sharing:
             pool.free[devices] -= max(0.0, figure - pool.base[row]) * workers
         return figure
 
-    def _reach(self, row: int, pool: Pool) -> float:
+    def _reach(self, row: int, rank: int, pool: Pool) -> float:
         """Return how far a workload could grow on all its devices, with all that lower levels can give."""
         devices, workers = self.places[row]
         could = pool.free[devices]
         if pool.yields:
-            rank = int(self.givers.rank[row])
             could = could + np.array([self.givers.potential(int(device), rank) for device in devices])
         room = np.maximum(could, 0.0) / workers
         return float(pool.base[row] + (np.inf if np.isnan(room).all() else np.nanmin(room)))

@@ -47,6 +47,8 @@ class Givers:
 
     def potential(self, device: int, rank: int) -> float:
         """Return how much a device could get for a level."""
+        if not rank:
+            return 0.0
         rows, workers = self.members[device]
         return float((self.spare[rows] * workers)[self.rank[rows] < rank].sum())
 
