@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -69,14 +70,22 @@ def add(weights: Floats32, buckets: Buckets, values: Floats, sample_weights: Flo
 
 def quantiles(weights: Floats32, buckets: Buckets, *levels: Floats) -> tuple[Floats, ...]:
     """Return one quantile per level and row, each (W,); NaN for rows without samples, and where the level is NaN."""
-    found = tuple(np.full(len(weights), np.nan) for _ in levels)
-    asked = np.flatnonzero(~np.isnan(np.stack(levels)).all(axis=0))
-    edges = buckets.edges()
+    found = np.full((len(levels), len(weights)), np.nan)
+    wanted = np.array(levels)
+    known = ~np.isnan(wanted)
+    asked = np.flatnonzero(known.any(axis=0))
+    edges = _edges(buckets)
     for start in range(0, len(asked), ROWS_AT_ONCE):
         rows = asked[start : start + ROWS_AT_ONCE]
         cumulated = np.cumsum(weights[rows], axis=1, dtype=np.float64)
-        total = cumulated[:, -1]
-        for level, quantile in zip((one[rows] for one in levels), found, strict=True):
-            position = np.argmax(cumulated >= (level * total * (1 - 1e-9))[:, None], axis=1)
-            quantile[rows] = np.where((total > 0) & ~np.isnan(level), edges[position], np.nan)
-    return found
+        total, level = cumulated[:, -1], wanted[:, rows]
+        position = (cumulated >= (level * total * (1 - 1e-9))[:, :, None]).argmax(axis=2)
+        found[:, rows] = np.where((total > 0) & known[:, rows], edges[position], np.nan)
+    return tuple(found)
+
+
+@cache
+def _edges(buckets: Buckets) -> Floats:
+    edges = buckets.edges()
+    edges.flags.writeable = False
+    return edges
