@@ -41,6 +41,10 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
         percentile,
         *(np.full(rows, level) for level in (WORKING_PERCENTILE, 0.99, 0.5)),
     )
+    # Too few samples say how much the work needs, but its model's weights are there once it serves.
+    weights = np.where(memory["vram_samples"] < PRIOR_SAMPLES, fleet.prior[:, Resource.VRAM], np.nan)
+    lifted = weights > working
+    working = np.where(lifted, weights, working)
     peak = memory["vram_peaks"].max(axis=1)
     peak = np.where(peak > 0, peak, np.nan)
     margin = _margin(memory, cap, (q95, q99, q50))
@@ -59,7 +63,7 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     inputs = {
         "percentile": percentile,
         "working_level": working,
-        "q95": np.where(np.isnan(explicit), np.nan, q95),
+        "q95": np.where(np.isnan(explicit) & ~lifted, np.nan, q95),
         "buffer_ratio": above,
         "peak_4h": peak,
         "peak_7d": of_week,

@@ -53,8 +53,8 @@ class Policy:
         config = replace(
             self.config,
             amounts=amounts,
-            requests=replace(self.config.requests, targets=targets),
-            limits=replace(self.config.limits, targets=targets),
+            requests=replace(self.config.requests, targets=self.config.requests.targets & targets),
+            limits=replace(self.config.limits, targets=self.config.limits.targets & targets),
         )
         ref = ObjectRef("v1", "Pod", *KEY, uid="worker")
         worker = Worker(ref, "node", amounts, ready=True, devices=())

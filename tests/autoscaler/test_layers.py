@@ -16,6 +16,7 @@ from autoscaler.model.decision import Field
 from autoscaler.model.fleet import to_fleet
 from autoscaler.model.reasons import CAUSES, Cause, Verdict
 from autoscaler.model.resources import GIB, Amount, Amounts
+from autoscaler.model.sizing import ModelSize, Precision
 from autoscaler.model.usage import Window, empty_usage
 from autoscaler.recommend import learn, recommend, watch
 from tests.autoscaler.stage import KEY, Stage, one_bin, with_config
@@ -278,3 +279,15 @@ def test_a_paused_workload_stays_where_it_is_until_the_pause_ends():
     stage.config = replace(stage.config, pause=Pause(up=True, down=True, until=stage.now))
     stage.run(3, 500.0)
     assert stage.figures.compute.limit >= 80
+
+
+def test_a_new_worker_whose_model_size_is_told_keeps_room_for_its_weights():
+    size = ModelSize(params=14e9, precision=Precision.FP16)
+    told = Stage(with_config(model_size=size, amounts=Amounts(Amount(10, 20), Amount(30 * GIB, 40 * GIB))))
+    silent = Stage(with_config(amounts=Amounts(Amount(10, 20), Amount(30 * GIB, 40 * GIB))))
+    for stage in (told, silent):
+        stage.run(50, 5.0, 2 * GIB)
+    assert silent.decisions[-1][Field.VRAM_REQUEST].wanted < 4 * GIB
+    assert told.decisions[-1][Field.VRAM_REQUEST].wanted >= 28 * GIB
+    told.run(40, 5.0, 2 * GIB)
+    assert told.decisions[-1][Field.VRAM_REQUEST].wanted < 4 * GIB
