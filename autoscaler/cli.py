@@ -29,6 +29,7 @@ from autoscaler.process import SystemClock, run_once, run_until_stopped
 from autoscaler.read.manifests import validate_files
 from autoscaler.read.prometheus import history_of
 from autoscaler.replay.command import backtest
+from autoscaler.replay.fit import fit
 from autoscaler.report import columns
 from autoscaler.report.printed import pass_as_data, pass_as_lines
 from autoscaler.report.writer import Passed
@@ -267,6 +268,6 @@ def _fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
-for advice in (estimate, recommend, backtest):
+for advice in (estimate, recommend, backtest, fit):
     app.command()(_one_line_errors()(advice))
 app.command()(_one_line_errors()(explain_command(Wiring(_world, _pair))))

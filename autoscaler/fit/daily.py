@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +42,51 @@ class Verdict:
     trials: dict[str, Any] = field(default_factory=dict)
 
 
+def task_of(fleet: Fleet, learnt: Learnt) -> Task:
+    """Return the fit of the horizons that the fleet asks for; copies, since the passes go on."""
+    rows, series, model = forecast_rows(fleet), learnt.series, learnt.model
+    asked = set(fleet.knobs.forecast_horizon[rows].tolist())
+    horizons = asked if model is None else {model.nearest(horizon) for horizon in asked}
+    past = Past(
+        series.weights("peaks").copy(), series.weights("means").copy(), fleet.original[rows, Field.COMPUTE_REQUEST]
+    )
+    return Task(past, tuple(sorted(horizons)), model, fleet.now)
+
+
+async def fit_apart(task: Task, most_seconds: float) -> Verdict:
+    """Fit in a process of its own; whatever goes wrong there becomes a reason here."""
+    with TemporaryDirectory(prefix="tf-autoscaler-fit-") as name:
+        folder = Path(name)
+        await asyncio.to_thread(write_task, folder, task)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "autoscaler.fit.process", name),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **THREADS},
+        )
+        try:
+            _, said = await asyncio.wait_for(process.communicate(), most_seconds)
+        except TimeoutError:
+            return Verdict(None, f"the fit took longer than {most_seconds:g} s")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if process.returncode:
+            last = said.decode(errors="replace").strip()[-MESSAGE_CHARACTERS:]
+            return Verdict(None, last or f"the fit ended with code {process.returncode}")
+        return _verdict(folder)
+
+
+def _verdict(folder: Path) -> Verdict:
+    document = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+    trials = document["trials"]
+    reasons = [f"{horizon} s ahead: {trial['refused']}" for horizon, trial in trials.items() if trial["refused"]]
+    model = None if document["model"] is None else from_json(document["model"])
+    return Verdict(model, "; ".join(reasons), trials)
+
+
 @dataclass
 class DailyFit:
     """Starts a fit when one is due, and keeps a model that was better; `period_seconds` 0: never."""
@@ -49,6 +95,7 @@ class DailyFit:
     state_dir: Path | None = None
     """Where a model is kept over a restart; None: it is fitted again."""
     most_seconds: float = MOST_SECONDS
+    fitting: Callable[[Task, float], Coroutine[Any, Any, Verdict]] = fit_apart
     started_at: float | None = None
     _running: asyncio.Task[Verdict] | None = None
 
@@ -60,7 +107,7 @@ class DailyFit:
             self._store(verdict.model)
         if self._due(fleet.now) and learnt.series.keys:
             task = task_of(fleet, learnt)
-            self._running = asyncio.create_task(fit_apart(task, self.most_seconds))
+            self._running = asyncio.create_task(self.fitting(task, self.most_seconds))
         return verdict
 
     def restore(self, learnt: Learnt) -> None:
@@ -113,48 +160,3 @@ class DailyFit:
         else:
             log.info("forecast_model_taken", trials=verdict.trials)
         return verdict
-
-
-def task_of(fleet: Fleet, learnt: Learnt) -> Task:
-    """Return the fit of the horizons that the fleet asks for; copies, since the passes go on."""
-    rows, series, model = forecast_rows(fleet), learnt.series, learnt.model
-    asked = set(fleet.knobs.forecast_horizon[rows].tolist())
-    horizons = asked if model is None else {model.nearest(horizon) for horizon in asked}
-    past = Past(
-        series.weights("peaks").copy(), series.weights("means").copy(), fleet.original[rows, Field.COMPUTE_REQUEST]
-    )
-    return Task(past, tuple(sorted(horizons)), model, fleet.now)
-
-
-async def fit_apart(task: Task, most_seconds: float) -> Verdict:
-    """Fit in a process of its own; whatever goes wrong there becomes a reason here."""
-    with TemporaryDirectory(prefix="tf-autoscaler-fit-") as name:
-        folder = Path(name)
-        await asyncio.to_thread(write_task, folder, task)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "autoscaler.fit.process", name),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **THREADS},
-        )
-        try:
-            _, said = await asyncio.wait_for(process.communicate(), most_seconds)
-        except TimeoutError:
-            return Verdict(None, f"the fit took longer than {most_seconds:g} s")
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        if process.returncode:
-            last = said.decode(errors="replace").strip()[-MESSAGE_CHARACTERS:]
-            return Verdict(None, last or f"the fit ended with code {process.returncode}")
-        return _verdict(folder)
-
-
-def _verdict(folder: Path) -> Verdict:
-    document = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
-    trials = document["trials"]
-    reasons = [f"{horizon} s ahead: {trial['refused']}" for horizon, trial in trials.items() if trial["refused"]]
-    model = None if document["model"] is None else from_json(document["model"])
-    return Verdict(model, "; ".join(reasons), trials)
