@@ -23,6 +23,8 @@ HOLD_SECONDS: Final = 90.0
 OVER_REQUEST_RATIO: Final = 1.05
 WAKING_RATIO: Final = 1.15
 """An idle worker's first step back into work is rarely larger than this."""
+OF_CEILING_RATIO: Final = 0.6
+"""Nor does it pass this share of what the worker's bursts need, where the request has cooled to what is held."""
 LEAST_BYTES: Final = 250.0 * 2**20
 RAISE_RATIO: Final = 1.05
 LOWER_RATIO: Final = 0.90
@@ -55,7 +57,8 @@ class Gate:
     def limit(self, at: float, request_bytes: float, ceiling_bytes: float) -> float:
         """Return the effective limit in bytes: the ceiling while there is work, else little over what is held."""
         live = self.vram_bytes or 0.0
-        idle = min(max(OVER_REQUEST_RATIO * request_bytes, WAKING_RATIO * live), ceiling_bytes)
+        waking = max(OVER_REQUEST_RATIO * request_bytes, WAKING_RATIO * live, OF_CEILING_RATIO * ceiling_bytes)
+        idle = min(waking, ceiling_bytes)
         wanted = ceiling_bytes if at - self.active_at <= HOLD_SECONDS else idle
         wanted = max(wanted, OVER_REQUEST_RATIO * live, LEAST_BYTES)
         effective = self.effective_bytes
