@@ -8,6 +8,7 @@ model serves every workload.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,7 +44,7 @@ class ForecastModel:
 
     def nearest(self, horizon_seconds: float) -> float:
         """Return the horizon among those fitted that is nearest in ratio."""
-        return min(self.heads, key=lambda known: abs(np.log(known / horizon_seconds)))
+        return min(self.heads, key=lambda known: abs(math.log(known / horizon_seconds)))
 
 
 def to_json(model: ForecastModel) -> str:

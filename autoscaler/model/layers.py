@@ -89,7 +89,7 @@ class Resources(
 
 
 class PredictionSpec(Spec):
-    """A forecast that may raise a layer's figure ahead of time; it never lowers one."""
+    """A forecast of compute behind a layer; beside an explicit percentile or formula it only raises."""
 
     enable: bool | None = Field(None, description="Whether the forecast is used.")
     model: Text | None = Field(None, description="Name of the forecast model, or auto.")

@@ -2,7 +2,7 @@
 
 Two linear quantile heads (Koenker & Bassett 1978) over scale-free features. Each is scored on this workload once the
 truth is known: pinball loss of its three quantiles, exponentially weighted with a half-life of a day. `auto` averages
-the heads with weights that fall with the fourth power of the loss, and drops the season's where it is half again as
+the heads with weights that fall with the sixth power of the loss, and drops the season's where it is half again as
 bad. Averages of forecasts beat the choice of one (Bates & Granger 1969).
 """
 
@@ -27,7 +27,7 @@ from autoscaler.recommend.memory import Learnt
 from autoscaler.recommend.series import MAX_HORIZON, NEWEST, OPEN, Samples
 
 LOSS_ALPHA: Final = 1 - 2 ** (-1 / PER_DAY)
-LOSS_POWER: Final = 4
+LOSS_POWER: Final = 6
 WORST_RATIO: Final = 1.5
 UNSCORED_WEIGHT: Final = 0.5
 LEAST_BINS: Final = PER_HOUR // 2
@@ -119,7 +119,7 @@ def _close(series: Rows, number: int, fleet: Fleet, model: ForecastModel | None)
         return
     rows = past.forecast_rows(fleet)
     horizons = fleet.knobs.forecast_horizon[rows]
-    for asked in np.unique(horizons).tolist():
+    for asked in set(horizons.tolist()):
         horizon = model.nearest(asked)
         chosen = np.flatnonzero(horizons == asked)
         for start in range(0, len(chosen), ROWS_AT_ONCE):

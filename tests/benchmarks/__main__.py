@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import Any
 
-from tests.benchmarks import bench_agent, bench_engine, bench_reading
+from tests.benchmarks import bench_agent, bench_engine, bench_forecast, bench_reading
 from tests.benchmarks.bench_engine import alone, table
 
 
@@ -28,6 +28,9 @@ def main() -> None:
     show("Agent", alone(bench_agent.stages, 8, 50, 20 if quick else 120))
     print("engine", file=sys.stderr)
     for name, rows in bench_engine.run(quick=quick).items():
+        show(name.replace("_", " ").capitalize(), rows)
+    print("forecast", file=sys.stderr)
+    for name, rows in bench_forecast.run(quick=quick).items():
         show(name.replace("_", " ").capitalize(), rows)
     print("reading", file=sys.stderr)
     show("Reading one bin", [bench_reading.bench_pass(workloads) for workloads in sizes])
