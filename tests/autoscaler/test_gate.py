@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaler.contract.gate import HOLD_SECONDS, LEAST_BYTES, LOWER_RATIO, Gate
+from autoscaler.contract.gate import HOLD_SECONDS, LEAST_BYTES, LOWER_RATIO, OF_CEILING_RATIO, Gate
 from autoscaler.model.resources import GIB
 
 REQUEST, CEILING = 20.0 * GIB, 40.0 * GIB
@@ -26,13 +26,20 @@ def test_an_idle_worker_keeps_little_more_than_its_request_from_a_minute_and_a_h
     gate = Gate(REQUEST)
     worked(gate, 0.0, 60, 10.0, 18 * GIB)
     assert worked(gate, 60.0, int(HOLD_SECONDS), 0.0, 18 * GIB) == CEILING
-    assert worked(gate, 60.0 + HOLD_SECONDS, 1, 0.0, 18 * GIB) == max(1.05 * REQUEST, 1.15 * 18 * GIB)
+    assert worked(gate, 60.0 + HOLD_SECONDS, 1, 0.0, 18 * GIB) == OF_CEILING_RATIO * CEILING == 24 * GIB
+
+
+def test_with_a_request_near_the_ceiling_idleness_lends_what_is_over_the_request():
+    gate = Gate(CEILING)
+    for second in range(1, 200):
+        gate.sample(float(second), float(second == 1), 18 * GIB)
+    assert gate.limit(200.0, 30 * GIB, CEILING) == 1.05 * 30 * GIB
 
 
 def test_one_sample_of_work_opens_it_again():
     gate = Gate(REQUEST)
     worked(gate, 0.0, 60, 10.0, 18 * GIB)
-    assert worked(gate, 60.0, 600, 0.0, 18 * GIB) < 22 * GIB
+    assert worked(gate, 60.0, 600, 0.0, 18 * GIB) == 24 * GIB
     assert worked(gate, 660.0, 1, 5.0, 18 * GIB) == CEILING
 
 
@@ -51,7 +58,7 @@ def test_what_is_held_is_never_cut_even_over_the_ceiling():
 def test_an_empty_idle_worker_keeps_a_little():
     gate = Gate(1.0 * GIB)
     gate.sample(1.0, 0.0, 0.0)
-    assert gate.limit(1.0 + HOLD_SECONDS, 0.0, CEILING) == LEAST_BYTES
+    assert gate.limit(1.0 + HOLD_SECONDS, 0.0, 0.1 * GIB) == LEAST_BYTES
 
 
 samples = st.tuples(st.floats(0, 100), st.floats(0, 60 * GIB), st.booleans())
