@@ -81,7 +81,7 @@ def watch(memory: Rows, usage: Usage, fleet: Fleet) -> None:
     streak = memory["saturated"]
     if saturated.any() or above.any() or oom.any():
         for column, end in enumerate(bins.ends):
-            _note_exceedance(memory, bins.compute[:, column], above[:, column], end)
+            _note_exceedance(memory, bins.compute[:, column], above[:, column], (end, bins.step))
             now = saturated[:, column]
             streak[:] = np.where(now, streak + 1, np.where(silent[:, column], streak, 0.0))
             memory["saturated_at"][now] = end
@@ -273,9 +273,11 @@ def _note_changes(memory: Rows, fleet: Fleet) -> None:
     seen[:] = amounts
 
 
-def _note_exceedance(memory: Rows, compute: Floats, above: Bools, end: float) -> None:
+def _note_exceedance(memory: Rows, compute: Floats, above: Bools, span: tuple[float, float]) -> None:
+    """Count use above the request; `span`: end and width of the bin. One of two minutes counts as two samples."""
+    end, step = span
     times, peak = memory["exceeded_at"], memory["exceeded_peak"]
     forgotten = end - times[:, 0] > 30 * MINUTE
     peak[above] = np.where(forgotten, compute, np.fmax(peak, compute))[above]
-    times[above, 1] = times[above, 0]
+    times[above, 1] = times[above, 0] if step < 2 * MINUTE else end
     times[above, 0] = end

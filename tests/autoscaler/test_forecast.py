@@ -18,14 +18,14 @@ from autoscaler.model.forecast import ForecastModel, Heads, from_json, to_json
 from autoscaler.model.snapshot import Snapshot
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import Discovered
-from autoscaler.recommend import new_memory, recommend
+from autoscaler.recommend import new_memory, recommend, watch
 from autoscaler.recommend.features import BIN_SECONDS, NEEDED_BINS, PER_DAY, Bins, features
 from autoscaler.recommend.forecast import Forecast, newest, observe
 from autoscaler.recommend.memory import Learnt
 from autoscaler.recommend.series import COLUMNS, Samples
 from autoscaler.state.memories import restore, store
 from autoscaler.state.models import built_in_model
-from tests.autoscaler.stage import ON, START, Stage
+from tests.autoscaler.stage import ON, START, Stage, one_bin
 
 HOURS_AHEAD = 24
 PRIOR = built_in_model()
@@ -294,3 +294,14 @@ def test_a_model_is_read_back_as_it_was_written_and_another_version_is_refused()
         from_json(to_json(PRIOR).replace('"peak_5m"', '"peak_6m"'))
     with pytest.raises(ValueError, match="not a forecast model"):
         from_json("{}")
+
+
+def test_a_bin_of_two_minutes_above_the_request_counts_as_two_samples():
+    for step, times in ((60.0, 1), (120.0, 2)):
+        fleet = fleet_of(1)
+        memory = new_memory()
+        memory.align(fleet.keys, fleet.uids)
+        usage = one_bin(START + step, 15.0, 0.0, (20.0, 8e9))
+        wide = replace(usage, keys=fleet.keys, window=replace(usage.window, start=START, end=START + step, step=step))
+        watch(memory, wide, at(fleet, START + step))
+        assert np.isfinite(memory["exceeded_at"][0]).sum() == times
