@@ -27,7 +27,7 @@ from autoscaler.model.knobs import ON
 from autoscaler.model.reasons import Cause
 from autoscaler.model.resources import GIB, Resource
 from autoscaler.model.rows import Rows
-from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Bools, Floats
+from autoscaler.model.usage import SATURATED_RATIO, SATURATION_DEVICE_RATIO, SATURATION_SLACK_RATIO, Bools, Floats
 from autoscaler.recommend.estimate import Estimate, choose
 from autoscaler.recommend.learn import CLIPPED_GAIN
 
@@ -159,7 +159,8 @@ def _cover(fleet: Fleet, memory: Rows, inward: tuple[Floats, Floats, Workers]) -
     """Return the request and limit (W, 2) that each worker needs after the next step inward; NaN where none is due.
 
     Request: its mean share of the load, where that layer is on. Limit: its share at the target less the tolerance, and
-    the largest worker's use not clipped.
+    the largest worker's use not taken for clipped, through enforcement's coarseness: a step inward after which it was
+    would be followed by one outward.
     """
     load, least, workers = inward
     target, tolerance = fleet.knobs.target_utilization, fleet.knobs.tolerance[:, None]
@@ -167,7 +168,10 @@ def _cover(fleet: Fleet, memory: Rows, inward: tuple[Floats, Floats, Workers]) -
     grown = np.maximum(workers.measured / least[:, None], 1.0) * memory["use"]
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = share / (target * np.maximum(1 - tolerance, LEAST_SHARE))
-    limit = np.where(np.isnan(target), np.nan, np.fmax(mean, grown / UNCLIPPED_RATIO))
+    coarse = np.where(np.isfinite(fleet.device), SATURATION_DEVICE_RATIO * fleet.device, 0.0)
+    coarse[:, Resource.VRAM] = 0.0  # a byte in use is a byte
+    unclipped = np.fmax(grown / UNCLIPPED_RATIO, (grown + coarse) / SATURATED_RATIO)
+    limit = np.where(np.isnan(target), np.nan, np.fmax(mean, unclipped))
     requested = ~np.isnan(target) & (fleet.knobs.mode[:, REQUEST_FIELDS] == ON)
     return np.where(requested, share, np.nan), limit
 
