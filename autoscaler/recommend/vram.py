@@ -75,9 +75,12 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
 
 
 def oom_floor(fleet: Fleet, memory: Rows, gain: float) -> Floats:
-    """Return `gain` times the limit in force at the last out-of-memory event, for two hours; NaN afterwards, (W,)."""
+    """Return `gain` times the limit in force at the last out-of-memory event, for two hours; NaN afterwards, (W,).
+
+    Also where that is more than the device has: the guards cut it and say so, instead of calling all well.
+    """
     held = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
-    return np.minimum(np.where(held, gain * memory["oom_level"], np.nan), fleet.device[:, Resource.VRAM])
+    return np.where(held, gain * memory["oom_level"], np.nan)
 
 
 def _margin(memory: Rows, cap: Floats, levels: tuple[Floats, Floats, Floats]) -> Floats:
