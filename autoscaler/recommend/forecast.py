@@ -103,10 +103,13 @@ def newest(memory: Learnt, fleet: Fleet) -> Forecast | None:
     rows, series = past.forecast_rows(fleet), memory.series
     if not rows.size or memory.model is None or series.keys != tuple(fleet.keys[row] for row in rows):
         return None
-    weight = _season_weight(series["losses"], fleet.knobs.forecast[rows], ~np.isnan(series["season"][:, 0]))
+    there = ~np.isnan(series["season"][:, 0])
+    weight = _season_weight(series["losses"], fleet.knobs.forecast[rows], there)
     believed, dropped = weight[:, None] > 0, weight[:, None] >= 1
     plain = np.where(dropped, 0.0, (1 - weight)[:, None] * series["plain"])
     quantiles = plain + np.where(believed, weight[:, None] * series["season"], 0.0)
+    # Before a day was seen the histogram is as good with half the changes.
+    quantiles = np.where((there | ~np.isnan(series["losses"][:, 1]))[:, None], quantiles, np.nan)
     found = Forecast(series["scale"], quantiles, weight, series["losses"])
     return Forecast(*(_spread(values, rows, len(fleet)) for values in found))
 

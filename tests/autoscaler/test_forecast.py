@@ -113,7 +113,8 @@ def test_unknown_bins_count_nowhere():
 @settings(max_examples=40, deadline=None)
 def test_quantiles_never_cross(values: list[float], level: float):
     fleet = fleet_of(1)
-    forecast = newest(fed(np.array([values]), fleet), fleet)
+    day = (values * PER_DAY)[: PER_DAY + 40]
+    forecast = newest(fed(np.array([day]), fleet), fleet)
     assert forecast is not None
     assert (np.diff(forecast.quantiles[0]) >= 0).all()
     low, high = forecast.at(np.array([level * 0.9]))[0], forecast.at(np.array([level]))[0]
@@ -275,6 +276,20 @@ def test_yesterday_alone_is_what_seasonal_naive_says():
     assert forecast is not None
     assert forecast.at(np.array([0.3])) == pytest.approx(forecast.at(np.array([0.9])))
     assert forecast.at(np.array([0.5]))[0] == pytest.approx(40)
+
+
+def test_before_a_day_was_seen_the_histogram_speaks_and_from_then_on_also_after_gaps():
+    fleet, hour = fleet_of(1), 12
+    day = np.array([[5.0 + number % 7 for number in range(PER_DAY + 3 * hour)]])
+
+    def speaks(use: np.ndarray) -> bool:
+        forecast = newest(fed(use, fleet), fleet)
+        assert forecast is not None
+        return not np.isnan(forecast.quantiles).any()
+
+    assert not speaks(day[:, : PER_DAY - hour])
+    assert speaks(day)
+    assert speaks(np.concatenate([day, np.full((1, PER_DAY - hour), np.nan), day[:, :hour]], axis=1))
 
 
 def test_a_fresh_workload_is_not_forecast():
