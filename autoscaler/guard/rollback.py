@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -10,7 +11,7 @@ from autoscaler.guard.case import Case
 from autoscaler.model.decision import Field
 from autoscaler.model.defaults import DAY, MINUTE
 from autoscaler.model.fleet import Fleet
-from autoscaler.model.reasons import Verdict
+from autoscaler.model.reasons import VERDICT_CODE, Verdict
 from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Bools, Floats
@@ -59,7 +60,12 @@ def rollback(case: Case) -> Case:
         left = np.where(frozen[:, column], (rolled + freeze - now)[:, column], np.nan)
         last = np.where(frozen[:, column], good[:, column], np.nan)
         case = case.noting(field, last_good=last, shrinking_frozen_seconds=left)
-    return case.move(figure, Verdict.ROLLED_BACK)
+    moved = case.move(figure, Verdict.ROLLED_BACK)
+    # An estimate that asks for the last good figure by itself takes the shrink back just as well.
+    named = np.zeros_like(case.frozen)
+    named[:, FIELDS] = harmed & (moved.figure[:, FIELDS] == good)
+    verdict = np.where(named, np.int8(VERDICT_CODE[Verdict.ROLLED_BACK]), moved.verdict).astype(np.int8)
+    return replace(moved, verdict=verdict)
 
 
 def may_not_shrink(memory: Rows, now: float) -> Bools:

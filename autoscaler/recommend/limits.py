@@ -121,7 +121,7 @@ def vram_limits(fleet: Fleet, memory: Rows, high: Floats, inputs: dict[str, Floa
     explicit = ~np.isnan(percentile)
     device = fleet.device[:, Resource.VRAM]
     ceiling = np.where(explicit, np.minimum(np.fmax(formula, (1 + defaults.VRAM_HEADROOM_RATIO) * live), device), high)
-    floor = oom_floor(fleet, memory, OOM_STEP)
+    floor = _floor(fleet, memory)
     wanted = np.fmax(ceiling, floor)
     ran_out = floor > current
     near = (live > NEAR_LIMIT_RATIO * current) & (wanted > current)
@@ -136,6 +136,15 @@ def vram_limits(fleet: Fleet, memory: Rows, high: Floats, inputs: dict[str, Floa
     buffer = np.where(explicit, fleet.knobs.limit_buffer[:, Resource.VRAM], np.nan)
     named = {**inputs, "percentile": percentile, "quantile": quantile, "limit_buffer_ratio": buffer, "oom_floor": floor}
     return Estimate(figure, wanted / RAISE_RATIO, wanted / VRAM_LOWER_RATIO, cause, near | ran_out, named)
+
+
+def _floor(fleet: Fleet, memory: Rows) -> Floats:
+    """Return the least ceiling after an out-of-memory event (W,): half more than was in force, and the owner's again.
+
+    A ceiling that was learnt from calm times and ends the work would cost a death for every step on the way back.
+    """
+    floor = oom_floor(fleet, memory, OOM_STEP)
+    return np.where(np.isnan(floor), np.nan, np.fmax(floor, fleet.original[:, Field.VRAM_LIMIT]))
 
 
 def _formula(fleet: Fleet, memory: Rows, resource: Resource) -> tuple[Floats, Floats, Floats]:
