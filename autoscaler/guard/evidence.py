@@ -17,7 +17,7 @@ REPLICAS: Final = np.arange(len(Field)) == Field.REPLICAS
 
 def is_early(case: Case) -> Bools:
     """Return where too little is known to lower anything: the initial delay is not over, or bins are few, (W,)."""
-    age = np.nan_to_num(case.fleet.now - case.wanted.first_at, nan=0.0)
+    age = np.fmax(case.fleet.now - case.wanted.first_at, 0.0)
     return np.asarray((age < case.fleet.knobs.initial_delay) | _is_few(case), dtype=np.bool_)
 
 

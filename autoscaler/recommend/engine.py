@@ -40,17 +40,17 @@ def recommend(fleet: Fleet, memory: Learnt, *, horizontal: bool = True) -> Wante
     count = replicas(fleet, memory, weighed, limits) if weighed is not None else kept(fleet.current[:, Field.REPLICAS])
     estimates = (compute_request, compute_limit, vram_request, vram_limit, count)
     wanted = Wanted(
-        figure=np.stack([one.figure for one in estimates], axis=1),
-        lower=np.stack([one.lower for one in estimates], axis=1),
-        upper=np.stack([one.upper for one in estimates], axis=1),
-        cause=np.stack([one.cause for one in estimates], axis=1),
-        urgent=np.stack([one.urgent for one in estimates], axis=1),
+        figure=np.array([one.figure for one in estimates]).T.copy(),
+        lower=np.array([one.lower for one in estimates]).T.copy(),
+        upper=np.array([one.upper for one in estimates]).T.copy(),
+        cause=np.array([one.cause for one in estimates]).T.copy(),
+        urgent=np.array([one.urgent for one in estimates]).T.copy(),
         inputs={field: one.inputs for field, one in zip(Field, estimates, strict=True)},
         samples=memory["samples"].copy(),
         first_at=memory["first_at"].copy(),
         last_at=memory["last_at"].copy(),
-        trouble_at=np.stack([memory["saturated_at"], memory["oom_at"]], axis=1),
-        trouble_samples=np.stack([memory["saturated"], np.ones(len(fleet))], axis=1),
+        trouble_at=np.array([memory["saturated_at"], memory["oom_at"]]).T.copy(),
+        trouble_samples=np.array([memory["saturated"], np.ones(len(fleet))]).T.copy(),
     )
     return lay_over(fleet, wanted)
 

@@ -113,14 +113,12 @@ class _Ahead:
 def _judge(fleet: Fleet, memory: Rows, target: Floats) -> Floats:
     """Accumulate evidence (in minutes) that the request is too large, and return it."""
     surplus, judged_at = memory["surplus"], memory["judged_at"]
-    elapsed = np.clip(np.nan_to_num(fleet.now - judged_at, nan=0.0), 0.0, MAX_JUDGED_SECONDS) / MINUTE
+    elapsed = np.minimum(np.fmax(fleet.now - judged_at, 0.0), MAX_JUDGED_SECONDS) / MINUTE
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = 1 - target / fleet.current[:, Field.COMPUTE_REQUEST]
-    grown = np.select(
-        [np.isnan(excess), excess > SURPLUS_RATIO, excess < 0],
-        [surplus, surplus + excess * elapsed, np.zeros_like(surplus)],
-        np.maximum(0.0, surplus - SURPLUS_LEAK * elapsed),
-    )
+    leaked = np.maximum(0.0, surplus - SURPLUS_LEAK * elapsed)
+    grown = np.where(excess > SURPLUS_RATIO, surplus + excess * elapsed, np.where(excess < 0, 0.0, leaked))
+    grown = np.where(np.isnan(excess), surplus, grown)
     surplus[:] = np.minimum(grown, 10 * SURPLUS_LEVEL_MINUTES)
     judged_at[:] = fleet.now
     return surplus

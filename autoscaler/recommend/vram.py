@@ -89,5 +89,5 @@ def _margin(memory: Rows, cap: Floats, levels: tuple[Floats, Floats, Floats]) ->
     most, count = PRIOR_MARGIN * (cap - 1), memory["vram_samples"]
     spread = np.maximum(2 * (q99 - q50), 4 * np.sqrt(memory["vram_square"]))
     with np.errstate(divide="ignore", invalid="ignore"):
-        seen = np.clip((cap - 1) * spread / q95, LEAST_MARGIN_RATIO, most)
-    return np.asarray((PRIOR_SAMPLES * most + count * np.nan_to_num(seen)) / (PRIOR_SAMPLES + count), dtype=np.float64)
+        seen = np.minimum(np.fmax((cap - 1) * spread / q95, LEAST_MARGIN_RATIO), most)
+    return np.asarray((PRIOR_SAMPLES * most + count * seen) / (PRIOR_SAMPLES + count), dtype=np.float64)
