@@ -34,7 +34,18 @@ def names(application: typer.Typer) -> list[str]:
 
 
 def test_the_commands_are_these():
-    assert names(app) == ["backtest", "crds", "demo", "estimate", "explain", "fit", "get", "recommend", "run", "validate"]
+    assert names(app) == [
+        "backtest",
+        "crds",
+        "demo",
+        "estimate",
+        "explain",
+        "fit",
+        "get",
+        "recommend",
+        "run",
+        "validate",
+    ]
     assert names(agent_app) == ["probe", "quotas", "record", "run"]
 
 
