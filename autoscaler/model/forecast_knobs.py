@@ -32,7 +32,5 @@ def forecast_knobs(config: Configuration) -> dict[str, Any]:
 
 
 def _code(prediction: Prediction) -> int:
-    """Return the model's code, 0 where the forecast is off; a model that is not known is chosen for the user."""
-    if not prediction.enable:
-        return 0
-    return FORECAST_CODE.get(prediction.model, FORECAST_CODE["auto"])
+    """Return the model's code, 0 where the forecast is off."""
+    return FORECAST_CODE[prediction.model] if prediction.enable else 0

@@ -18,6 +18,7 @@ from autoscaler.model.fields import (
     Count,
     Delay,
     Factor,
+    ForecastName,
     Margin,
     Percent,
     Percentile,
@@ -27,7 +28,6 @@ from autoscaler.model.fields import (
     Spec,
     StepSize,
     Target,
-    Text,
     Tflops,
     more_than,
 )
@@ -92,7 +92,10 @@ class PredictionSpec(Spec):
     """A forecast of compute behind a layer; beside an explicit percentile or formula it only raises."""
 
     enable: bool | None = Field(None, description="Whether the forecast is used.")
-    model: Text | None = Field(None, description="Name of the forecast model, or auto.")
+    model: ForecastName | None = Field(
+        None,
+        description="auto: the season counts as far as it came true; linear: half; seasonal-naive: yesterday; none.",
+    )
     history_data_period: Period | None = Field(None, description="How far back the forecast learns, such as 14d.")
     prediction_period: Period | None = Field(None, description="How far ahead it looks, such as 30m.")
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from autoscaler.model.config import Prediction
 from autoscaler.model.decision import Field
 from autoscaler.model.fleet import Fleet, to_fleet
 from autoscaler.model.forecast import ForecastModel, Heads, from_json, to_json
+from autoscaler.model.layers import PredictionSpec
 from autoscaler.model.snapshot import Snapshot
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import Discovered
@@ -320,3 +322,8 @@ def test_a_bin_of_two_minutes_above_the_request_counts_as_two_samples():
         wide = replace(usage, keys=fleet.keys, window=replace(usage.window, start=START, end=START + step, step=step))
         watch(memory, wide, at(fleet, START + step))
         assert np.isfinite(memory["exceeded_at"][0]).sum() == times
+
+
+def test_a_forecast_model_that_is_not_known_is_named_with_those_that_are():
+    with pytest.raises(ValidationError, match=r"'auto', 'linear', 'seasonal-naive' or 'none'"):
+        PredictionSpec.model_validate({"enable": True, "model": "prophet"})

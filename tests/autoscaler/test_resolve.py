@@ -99,7 +99,7 @@ GOLDEN_FULL = Configuration(
         scale_down_cool_down_seconds=600,
         stabilization_seconds=900,
         tolerance_ratio=0.1,
-        prediction=Prediction(True, "holt", 7 * 86400, 5400),
+        prediction=Prediction(True, "linear", 7 * 86400, 5400),
     ),
     cron_rules=(
         CronRule(
