@@ -11,7 +11,7 @@ from autoscaler.model.proposal import Wanted
 from autoscaler.model.resources import Side
 from autoscaler.model.usage import Floats
 from autoscaler.recommend.estimate import Estimate, kept
-from autoscaler.recommend.forecast import newest
+from autoscaler.recommend.forecast import foreseen_load, newest
 from autoscaler.recommend.limits import compute_limits, vram_limits
 from autoscaler.recommend.memory import Learnt
 from autoscaler.recommend.orders import lay_over
@@ -28,8 +28,9 @@ def recommend(fleet: Fleet, memory: Learnt, *, horizontal: bool = True) -> Wante
     """
     if horizontal:
         respread(fleet, memory)
-    weighed = balance(fleet, memory) if horizontal else None
     forecast = newest(memory, fleet)
+    load = None if forecast is None else foreseen_load(fleet, memory, forecast)
+    weighed = balance(fleet, memory, load) if horizontal else None
     low, high, levels = vram_levels(fleet, memory)
     compute_request = _covering(fleet, Field.COMPUTE_REQUEST, weighed, compute_requests(fleet, memory, forecast))
     vram_request = _covering(fleet, Field.VRAM_REQUEST, weighed, vram_requests(fleet, memory, low, levels))

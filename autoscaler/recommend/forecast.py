@@ -79,6 +79,19 @@ def foreseen_peak(fleet: Fleet, forecast: Forecast) -> Floats:
     return used * forecast.at(np.full(len(fleet), QUANTILES[-1]))
 
 
+def foreseen_load(fleet: Fleet, memory: Learnt, forecast: Forecast) -> Floats:
+    """Return the load expected over all workers (W, 2) in TFLOPs and bytes, NaN where replicas use no forecast.
+
+    The forecast is of the largest worker's device; the others stand to it as they do now. VRAM is not forecast.
+    """
+    used, largest = fleet.knobs.forecast_layers[:, 2] > 0, memory["use"][:, Resource.COMPUTE]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = np.where(largest > 0, memory["load"][:, Resource.COMPUTE] / largest, np.nan)
+    foreseen = np.full((len(fleet), len(Resource)), np.nan)
+    foreseen[:, Resource.COMPUTE] = np.where(used, forecast.at(fleet.knobs.level_forecast) * spread, np.nan)
+    return foreseen
+
+
 def observe(memory: Learnt, samples: Samples, fleet: Fleet) -> None:
     """Add a window's use, in the fleet's rows, to the series of those that asked; forecast at the end of each bin."""
     series, model, rows = memory.series, memory.model, past.forecast_rows(fleet)

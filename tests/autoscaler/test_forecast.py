@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from autoscaler.contract.keys import QoS
 from autoscaler.model.config import Prediction
 from autoscaler.model.decision import Field
 from autoscaler.model.fleet import Fleet, to_fleet
@@ -22,8 +23,9 @@ from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import Discovered
 from autoscaler.recommend import new_memory, recommend, watch
 from autoscaler.recommend.features import BIN_SECONDS, NEEDED_BINS, PER_DAY, Bins, features
-from autoscaler.recommend.forecast import Forecast, newest, observe
+from autoscaler.recommend.forecast import Forecast, foreseen_load, newest, observe
 from autoscaler.recommend.memory import Learnt
+from autoscaler.recommend.replicas import balance
 from autoscaler.recommend.series import COLUMNS, Samples
 from autoscaler.state.memories import restore, store
 from autoscaler.state.models import built_in_model
@@ -327,3 +329,21 @@ def test_a_bin_of_two_minutes_above_the_request_counts_as_two_samples():
 def test_a_forecast_model_that_is_not_known_is_named_with_those_that_are():
     with pytest.raises(ValidationError, match=r"'auto', 'linear', 'seasonal-naive' or 'none'"):
         PredictionSpec.model_validate({"enable": True, "model": "prophet"})
+
+
+def test_replicas_expect_the_forecast_of_one_worker_on_as_many_as_share_the_load():
+    config = replace(ON, replicas_policy=replace(ON.replicas_policy, prediction=ASKED), qos=QoS.HIGH)
+    fleet = to_fleet(Snapshot(START, Discovered((Stage(config=config).workload,)), {}))
+    memory = new_memory(PRIOR)
+    memory.align(fleet.keys, fleet.uids)
+    memory["use"][:, 0], memory["load"][:, 0] = 10.0, 25.0
+    expected = np.log(np.array([[1.02, 2.02, 3.02]]))
+    forecast = Forecast(np.array([10.0]), expected, np.zeros(1), np.zeros((1, 2)))
+    foreseen = foreseen_load(fleet, memory, forecast)
+    assert foreseen[0, 0] == pytest.approx(2.5 * forecast.at(fleet.knobs.level_forecast)[0])
+    assert np.isnan(foreseen[0, 1])
+    weighed = balance(fleet, memory, foreseen)
+    assert weighed.load[0, 0] == foreseen[0, 0] > 25.0
+    memory["use"][:, 0] = 0.0
+    assert np.isnan(foreseen_load(fleet, memory, forecast)).all()
+    assert np.isnan(foreseen_load(fleet_of(1), memory, forecast)).all()
