@@ -31,6 +31,7 @@ ACTIVE_VRAM_RATIO: Final = 0.01
 REFERENCE_DECAY: Final = 0.99999
 SQUARE_ALPHA: Final = 1 - 2 ** (-1 / 1440)
 VRAM_HALF_LIFE_SECONDS: Final = DAY
+SHARE_HALF_LIFE_SECONDS: Final = HOUR
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,8 +152,10 @@ def _learn_calm(memory: Rows, bins: _Bins) -> Bools:
     counted = memory["vram_samples"][:, None] + np.cumsum(active, axis=1)
     square, change = memory["vram_square"], step**2
     alpha = np.where(active, np.maximum(SQUARE_ALPHA, 1.0 / np.maximum(counted, 1.0)), 0.0)
+    share, gain = memory["active_share"], _share_gain(bins.step)
     for column in range(len(ends)):
         square = square + alpha[:, column] * (change[:, column] - square)
+        share += gain * (active[:, column] - share)
     latest = np.where(active, ends, NEVER).max(axis=1)
     memory["compute_reference"][:], memory["vram_square"][:] = reference, square
     memory["vram_samples"][:] = counted[:, -1]
@@ -196,6 +199,8 @@ def _learn_bin(memory: Rows, bins: _Bins, column: int, end: float) -> tuple[Bool
     square[active] += (alpha * (change - square))[active]
     samples[active] += 1
     memory["active_at"][(worked & known) | oom] = end
+    share = memory["active_share"]
+    share[known] += (_share_gain(bins.step) * ((worked | oom) - share))[known]
     memory["oom_at"][oom] = end
     last[known & ~quiet] = vram[known & ~quiet]
     seen = known | ~np.isnan(compute)
@@ -203,6 +208,10 @@ def _learn_bin(memory: Rows, bins: _Bins, column: int, end: float) -> tuple[Bool
     memory["first_at"][:] = np.where(seen, np.fmin(memory["first_at"], end), memory["first_at"])
     memory["last_at"][seen] = end
     return active, np.where(oom, OOM_GAIN * np.fmax(vram, bins.vram_ceiling[:, column]), np.where(quiet, np.nan, vram))
+
+
+def _share_gain(step: float) -> float:
+    return float(1 - 2 ** (-step / SHARE_HALF_LIFE_SECONDS))
 
 
 def _keep_peaks(memory: Rows, name: str, bins: _Bins, what: tuple[float, Floats]) -> None:

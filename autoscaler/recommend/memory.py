@@ -36,6 +36,7 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "vram_square": Column(),
     "vram_samples": Column(),
     "active_at": Column(fill=NEVER),
+    "active_share": Column(),
     "oom_at": Column(fill=NEVER),
     "samples": Column(),
     "first_at": Column(fill=np.nan),

@@ -3,7 +3,7 @@
 Peaks of VRAM are isolated but almost never start from idle, so only active samples teach the working level B (q95 of a
 histogram with a half-life of 24 h), and the head-room over the recent maximum M shrinks as evidence of calm grows:
 x = (C - 1) x max(2 (q99 - q50), 4 sqrt(ms)) / B, shrunk towards mmax = .6 (C - 1) by a prior worth 60 active samples;
-hi = min(max(min(M (1 + m), C B), 1.05 M, (1 + a) B), device), lo = min(max(v, B) (1 + a), max(hi, 1.05 v)).
+hi = min(max(min(M (1 + m), C B), 1.05 M, (1 + a) B unless busy), device), lo = min(max(v, B) (1 + a), max(hi, 1.05 v)).
 A maximum of the last week that lies less than 5 % over hi is covered too: what is nearly paid for should be safe.
 """
 
@@ -27,6 +27,7 @@ LEAST_MARGIN_RATIO: Final = 0.08
 WORKING_PERCENTILE: Final = 0.95
 WEEK_GAIN: Final = 1.02
 WEEK_REACH_RATIO: Final = 0.05
+BUSY_SHARE: Final = 0.9
 OOM_HOLD_SECONDS: Final = 2 * HOUR
 
 
@@ -57,8 +58,10 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     buffer = knobs.request_buffer[:, Resource.VRAM]
     above = np.where(np.isnan(buffer), knobs.level_vram_margin, buffer)
     needed = np.fmax(live, working) * (1 + above)
-    # ceilings may overcommit: fading peaks lower one no further than what the work needs once it comes back
-    high = np.minimum(np.fmax(high, working * (1 + above)), fleet.device[:, Resource.VRAM])
+    # Ceilings may overcommit: while a worker idles, fading peaks lower one no further than what its work needs once it
+    # comes back. One that works all the time shows what it needs.
+    kept = np.where(memory["active_share"] < BUSY_SHARE, working * (1 + above), np.nan)
+    high = np.minimum(np.fmax(high, kept), fleet.device[:, Resource.VRAM])
     low = np.minimum(needed, np.fmax(high, headroom * live))
     inputs = {
         "percentile": percentile,
@@ -70,6 +73,7 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
         "margin_ratio": margin,
         "burst_cap": cap,
         "live": live,
+        "kept_level": kept,
     }
     return low, high, inputs
 

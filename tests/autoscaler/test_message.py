@@ -51,7 +51,7 @@ def test_memory_is_written_as_people_write_it_and_keeps_its_uncapped_value():
     )
     text = sentence(capped)
     assert text.startswith("VRAM request 4Gi → 6Gi (uncapped 40Gi): Raised")
-    assert "(peak 7h 5.5Gi, margin ratio 0.15, idle 1h30m)" in text
+    assert "(peak 4h 5.5Gi, margin ratio 0.15, idle 1h30m)" in text
     assert text.endswith("BoundLimited, cut to the bounds")
 
 
