@@ -36,7 +36,7 @@ class Level:
 LEVELS: Final[dict[QoS, Level]] = {
     QoS.LOW: Level(0.90, 2, 1.7, 0.10, 10 * MINUTE, 0.60, 10.0),
     QoS.MEDIUM: Level(0.95, 2, 1.85, 0.10, 60 * MINUTE, 0.68, 10.0),
-    QoS.HIGH: Level(0.98, 2, 1.95, 0.10, float("inf"), 0.77, 11.0),
+    QoS.HIGH: Level(0.98, 2, 2.0, 0.10, float("inf"), 0.77, 11.0),
     QoS.CRITICAL: Level(0.99, 1, 2.1, 0.15, float("inf"), 0.88, 20.0),
 }
 RANK: Final[dict[QoS, int]] = {level: rank for rank, level in enumerate(QoS)}
