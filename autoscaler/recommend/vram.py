@@ -4,7 +4,7 @@ Peaks of VRAM are isolated but almost never start from idle, so only active samp
 histogram with a half-life of 24 h), and the head-room over the recent maximum M shrinks as evidence of calm grows:
 x = (C - 1) x max(2 (q99 - q50), 4 sqrt(ms)) / B, shrunk towards mmax = .6 (C - 1) by a prior worth 60 active samples;
 hi = min(max(min(M (1 + m), C B), 1.05 M, (1 + a) B unless busy), device), lo = min(max(v, B) (1 + a), max(hi, 1.05 v)).
-A maximum of the last week that lies less than 5 % over hi is covered too: what is nearly paid for should be safe.
+A maximum of the last week that lies less than a tenth over hi is covered too: what is nearly paid for should be safe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PRIOR_MARGIN: Final = 0.6
 LEAST_MARGIN_RATIO: Final = 0.08
 WORKING_PERCENTILE: Final = 0.95
 WEEK_GAIN: Final = 1.02
-WEEK_REACH_RATIO: Final = 0.05
+WEEK_REACH_RATIO: Final = 0.1
 BUSY_SHARE: Final = 0.9
 OOM_HOLD_SECONDS: Final = 2 * HOUR
 

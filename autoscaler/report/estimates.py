@@ -92,7 +92,7 @@ def _vram_levels(figure: FigureRecord, known: Mapping[str, float]) -> tuple[floa
     week = 1.02 * known["peak_7d"]
     q95 = working if math.isnan(known["q95"]) else known["q95"]
     high = most(least(peak * (1 + known["margin_ratio"]), known["burst_cap"] * q95), 1.05 * peak)
-    high = week if high < week <= (1 + 0.05) * high else high
+    high = week if high < week <= (1 + 0.1) * high else high
     high = _all_known(min, most(high, known["kept_level"]), figure.terms["device"])
     low = _all_known(min, most(live, working) * (1 + above), most(high, 1.05 * live))
     return low, high
