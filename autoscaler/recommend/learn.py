@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from autoscaler.contract.gate import ACTIVE_COMPUTE_RATIO, ACTIVE_VRAM_RATIO, REFERENCE_DECAY
 from autoscaler.model.decision import AMOUNT_FIELDS, Field
 from autoscaler.model.defaults import DAY, HOUR, MINUTE
 from autoscaler.model.fleet import Fleet
@@ -26,9 +27,6 @@ CLIPPED_GAIN: Final = 1.15
 """A clipped sample stands for at least this much more demand."""
 OOM_GAIN: Final = 1.2
 OOM_QUIET_SECONDS: Final = 5 * MINUTE
-ACTIVE_COMPUTE_RATIO: Final = 0.005
-ACTIVE_VRAM_RATIO: Final = 0.01
-REFERENCE_DECAY: Final = 0.99999
 SQUARE_ALPHA: Final = 1 - 2 ** (-1 / 1440)
 VRAM_HALF_LIFE_SECONDS: Final = DAY
 SHARE_HALF_LIFE_SECONDS: Final = HOUR

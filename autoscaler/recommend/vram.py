@@ -51,10 +51,8 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     margin = _margin(memory, cap, (q95, q99, q50))
     live = np.fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
     headroom = 1 + defaults.VRAM_HEADROOM_RATIO
-    high = np.fmax(np.fmin(peak * (1 + margin), cap * q95), headroom * peak)
     of_week = memory["vram_day_peaks"].max(axis=1)
-    week = WEEK_GAIN * of_week
-    high = np.where((week > high) & (week <= (1 + WEEK_REACH_RATIO) * high), week, high)
+    high = _nearly_covered(np.fmax(np.fmin(peak * (1 + margin), cap * q95), headroom * peak), WEEK_GAIN * of_week)
     buffer = knobs.request_buffer[:, Resource.VRAM]
     above = np.where(np.isnan(buffer), knobs.level_vram_margin, buffer)
     needed = np.fmax(live, working) * (1 + above)
@@ -85,6 +83,11 @@ def oom_floor(fleet: Fleet, memory: Rows, gain: float) -> Floats:
     """
     held = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
     return np.where(held, gain * memory["oom_level"], np.nan)
+
+
+def _nearly_covered(high: Floats, week: Floats) -> Floats:
+    """Return the ceiling (W,), or what a peak of the week asks for where that is little more."""
+    return np.where((week > high) & (week <= (1 + WEEK_REACH_RATIO) * high), week, high)
 
 
 def _margin(memory: Rows, cap: Floats, levels: tuple[Floats, Floats, Floats]) -> Floats:

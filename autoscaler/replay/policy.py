@@ -1,7 +1,7 @@
 """Policy objects: one worker's samples in, the product's own figures out, sample by sample.
 
 `low`, `medium`, `high` and `critical` make one of that service level with prediction on, `…_reactive` without it. What
-runs is `learn`, `watch`, `recommend` and `guard` over a fleet of one, and the agent's VRAM gate. A sample that can't
+runs is `learn`, `watch`, `recommend` and `guard` over a fleet of one, and the VRAM gate of a node. A sample that can't
 move anything urgent is only kept; the bins are learnt together when the layers are next evaluated.
 """
 
