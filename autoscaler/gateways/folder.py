@@ -37,6 +37,10 @@ _FIELDS: Final = {
     "CronJob": "owners",
     "Node": "nodes",
     "GPUResourceQuota": "quotas",
+    "HorizontalPodAutoscaler": "scalers",
+    "ScaledObject": "scalers",
+    "PodDisruptionBudget": "budgets",
+    "GPU": "gpus",
 }
 """Kinds that are read, and where they stand in a ClusterView; others may lie in the folder and are left alone."""
 

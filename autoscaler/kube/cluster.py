@@ -70,6 +70,9 @@ class KubeCluster:
             owners=tuple(fields["owners"]),
             nodes=tuple(fields["nodes"]),
             quotas=tuple(fields["quotas"]),
+            scalers=tuple(fields["scalers"]),
+            budgets=tuple(fields["budgets"]),
+            gpus=tuple(fields["gpus"]),
         )
 
     async def write(self, write: ClusterWrite) -> None:

@@ -46,6 +46,10 @@ RESOURCES: Final = (
     ApiResource("batch/v1", "CronJob", "cronjobs", "owners"),
     ApiResource("v1", "Node", "nodes", "nodes", namespaced=False),
     ApiResource(_OURS, "GPUResourceQuota", "gpuresourcequotas", "quotas", optional=True),
+    ApiResource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers", "scalers"),
+    ApiResource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects", "scalers", optional=True),
+    ApiResource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", "budgets"),
+    ApiResource(_OURS, "GPU", "gpus", "gpus", namespaced=False, optional=True),
 )
 SECRET: Final = ApiResource("v1", "Secret", "secrets")
 """Read by name where a workload's external scaler names one, never listed."""

@@ -28,6 +28,12 @@ class ClusterView:
     nodes: tuple[Manifest, ...] = ()
     quotas: tuple[Manifest, ...] = ()
     """GPUResourceQuotas, where they are installed."""
+    scalers: tuple[Manifest, ...] = ()
+    """HorizontalPodAutoscalers and, where KEDA is installed, ScaledObjects: others that may move replicas."""
+    budgets: tuple[Manifest, ...] = ()
+    """PodDisruptionBudgets."""
+    gpus: tuple[Manifest, ...] = ()
+    """TensorFusion's GPU objects, where its operator runs."""
     problems: tuple[Problem, ...] = ()
 
 
