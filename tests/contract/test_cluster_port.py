@@ -19,7 +19,7 @@ from autoscaler.model.crd import render_crds
 from autoscaler.model.steps import Annotate, CreateObject, Emit, Scale, WriteStatus
 from autoscaler.model.workload import ObjectRef, ref_of
 from autoscaler.ports import Cluster
-from tests.e2e.apiserver import ApiServer, api_server, missing_reason
+from tests.e2e.apiserver import ApiServer, api_server, missing_own_reason
 
 GROUP = "tensor-fusion.ai"
 names = (f"case-{number}" for number in itertools.count())
@@ -35,8 +35,8 @@ class FixedClock:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    if missing_reason():
-        pytest.skip(missing_reason())
+    if missing_own_reason():
+        pytest.skip(missing_own_reason())
     with api_server(tmp_path_factory.mktemp("apiserver")) as running:
         for text in render_crds().values():
             applied = running.run("apply", "-f", "-", stdin=text)

@@ -19,11 +19,11 @@ from autoscaler.model.steps import Annotate, Scale, WriteStatus
 from autoscaler.model.workload import ref_of
 from autoscaler.read.discovery import discover
 from autoscaler.read.generate import new_workload
-from tests.e2e.apiserver import ApiServer, api_server, missing_reason
+from tests.e2e.apiserver import ApiServer, api_server, missing_own_reason
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(bool(missing_reason()), reason=missing_reason() or "a server can be started"),
+    pytest.mark.skipif(bool(missing_own_reason()), reason=missing_own_reason() or "a server can be started"),
 ]
 ANNOTATIONS = {
     keys.TFLOPS_REQUEST: "10",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from autoscaler.model.crd import render_crds
-from tests.e2e.apiserver import ApiServer, api_server, missing_reason
+from tests.e2e.apiserver import ApiServer, api_server, missing_own_reason
 from tests.integration import manifests
 from tests.integration.manifests import NAME, NAMESPACE, Manifest
 
@@ -139,7 +139,7 @@ def folder_world(folder: Path) -> Iterator[World]:
 
 @contextmanager
 def api_server_world(folder: Path) -> Iterator[World]:
-    if reason := missing_reason():
+    if reason := missing_own_reason():
         pytest.skip(reason)
     place = folder / "apiserver"
     place.mkdir()
