@@ -7,9 +7,10 @@ request made here may safely be made twice. Neighbours: `kinds` has the paths, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -29,9 +30,8 @@ ATTEMPTS: Final = 4
 LONGEST_RETRY_AFTER_SECONDS: Final = 30.0
 """Told to wait longer, the pass is given up; the next one tries again."""
 
-_RESTARTS: Final = 3
+_T = TypeVar("_T")
 _RETRIED: Final = frozenset({429, 500, 502, 503, 504})
-_EXPIRED: Final = 410
 
 
 class StatusError(ClusterError):
@@ -48,12 +48,12 @@ class UnreachableError(ClusterError):
 
 
 class KubeClient:
-    """One API server. `timeout_seconds` bounds each attempt of a request; `page` is a list's items per request."""
+    """One API server. `timeout_seconds` bounds each attempt of a request, `page` is a list's items per request."""
 
     def __init__(self, api: client.ApiClient, timeout_seconds: float = TIMEOUT_SECONDS, page: int = PAGE) -> None:
         self._api = api
         self._timeout_seconds = timeout_seconds
-        self._page = page
+        self.page = page
 
     @classmethod
     async def connect(
@@ -80,22 +80,6 @@ class KubeClient:
             raise ClusterError(f"no way to an API server: {error}") from error
         return cls(client.ApiClient(settings), timeout_seconds, page)
 
-    async def list_all(self, path: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return all items of a collection, page by page; a list that expires half way is started over.
-
-        Raises:
-            ClusterError: it could not be read whole.
-
-        """
-        for _ in range(_RESTARTS):
-            try:
-                return await self._pages(path, query)
-            except StatusError as error:
-                if error.status != _EXPIRED:
-                    raise
-                expired = error
-        raise expired
-
     async def request(
         self,
         method: str,
@@ -111,52 +95,89 @@ class KubeClient:
             UnreachableError: it did not answer.
 
         """
-        async for attempt in stamina.retry_context(on=again, attempts=ATTEMPTS, timeout=2 * self._timeout_seconds):
-            with attempt:
-                answer = await self._once(method, path, query or {}, (plain(body), content_type))
-        return answer
+        return await self._asked(method, path, query or {}, (plain(body), content_type), _decoded)
+
+    async def get(self, path: str, query: Mapping[str, str], decode: Callable[[bytes], _T]) -> _T:
+        """Return what `decode` makes of an answer's body; a body that it refuses (DecodeError) is asked for again.
+
+        Raises:
+            StatusError: the server answered with an error.
+            UnreachableError: it did not answer, or nothing that can be read.
+
+        """
+        return await self._asked("GET", path, query, (None, JSON), decode)
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, query: Mapping[str, str], silence_seconds: float
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open an answer that goes on, and give its lines as they come; asked once, whoever follows it asks again.
+
+        Raises:
+            StatusError: the server answered with an error.
+            UnreachableError: it did not answer, was silent for `silence_seconds`, or broke off; within it, too.
+
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout_seconds, sock_read=silence_seconds)
+        with _named_errors(f"watch of {path}", silence_seconds):
+            response = await self._call("GET", path, query, (None, JSON), timeout)
+            try:
+                if response.status >= 400:
+                    raise _status_error(response.status, await response.read(), response.headers.get("Retry-After"))
+                yield _lines(response.response.content)
+            finally:
+                response.response.close()
 
     async def close(self) -> None:
         """Release connections."""
         await self._api.close()
 
-    async def _pages(self, path: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = []
-        following = ""
-        while True:
-            place = {"continue": following} if following else {}
-            answer = await self.request("GET", path, {**query, "limit": str(self._page), **place})
-            found = answer.get("items")
-            if not isinstance(found, list):
-                raise ClusterError(f"the API server's answer to a list of {path} has no items")
-            items += found
-            following = (answer.get("metadata") or {}).get("continue") or ""
-            if not following:
-                return items
+    async def _asked(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        content: tuple[Mapping[str, Any] | None, str],
+        decode: Callable[[bytes], _T],
+    ) -> _T:
+        async for attempt in stamina.retry_context(on=again, attempts=ATTEMPTS, timeout=2 * self._timeout_seconds):
+            with attempt:
+                text = await self._once(method, path, query, content)
+                try:
+                    answer = decode(text)
+                except msgspec.DecodeError as error:
+                    raise UnreachableError(f"{method} {path}: the answer can't be read: {error}") from error
+        return answer
 
     async def _once(
         self, method: str, path: str, query: Mapping[str, str], content: tuple[Mapping[str, Any] | None, str]
-    ) -> dict[str, Any]:
-        body, content_type = content
-        headers = {"Accept": JSON, **({"Content-Type": content_type} if body is not None else {})}
-        try:
-            request = await self._api.param_serialize(
-                method=method,
-                resource_path=path,
-                query_params=list(query.items()),
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
-            )
-            response = await self._api.call_api(*request, _request_timeout=self._timeout_seconds)
+    ) -> bytes:
+        with _named_errors(f"{method} {path}", self._timeout_seconds):
+            response = await self._call(method, path, query, content, self._timeout_seconds)
             text = await response.read()
-        except TimeoutError:
-            raise UnreachableError(f"{method} {path}: no answer within {self._timeout_seconds:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise UnreachableError(f"{method} {path}: {type(error).__name__}: {error}") from error
         if response.status >= 400:
             raise _status_error(response.status, text, response.headers.get("Retry-After"))
-        return _decoded(text, f"{method} {path}")
+        return bytes(text)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        content: tuple[Mapping[str, Any] | None, str],
+        timeout: float | aiohttp.ClientTimeout,  # noqa: ASYNC109  the transport's own
+    ) -> Any:
+        body, content_type = content
+        headers = {"Accept": JSON, **({"Content-Type": content_type} if body is not None else {})}
+        request = await self._api.param_serialize(
+            method=method,
+            resource_path=path,
+            query_params=list(query.items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        return await self._api.call_api(*request, _request_timeout=timeout)
 
 
 def again(error: Exception) -> bool | float:
@@ -182,11 +203,31 @@ def _status_error(status: int, text: bytes, retry_after: str | None) -> StatusEr
     return StatusError(status, str(message or text[:200].decode(errors="replace").strip()), seconds)
 
 
-def _decoded(text: bytes, what: str) -> dict[str, Any]:
+@contextmanager
+def _named_errors(what: str, seconds: float) -> Iterator[None]:
+    """Turn the transport's ways to fail into one, which says what failed."""
     try:
-        answer = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise UnreachableError(f"{what}: the answer can't be read: {error}") from error
-    if not isinstance(answer, dict):
-        raise UnreachableError(f"{what}: the answer is no object")
+        yield
+    except TimeoutError:
+        raise UnreachableError(f"{what}: no answer within {seconds:g} s") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise UnreachableError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Yield whole lines, however long; half a line at the end is a stream that broke off."""
+    begun: list[bytes] = []
+    async for chunk in content.iter_any():
+        *ended, rest = chunk.split(b"\n")
+        for line in ended:
+            yield b"".join((*begun, line))
+            begun.clear()
+        if rest:
+            begun.append(rest)
+    if begun:
+        raise aiohttp.ClientPayloadError("the stream ended within a line")
+
+
+def _decoded(text: bytes) -> dict[str, Any]:
+    answer: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
     return answer

@@ -18,9 +18,12 @@ from autoscaler.contract.keys import FIELD_MANAGER
 from autoscaler.errors import ClusterError, ConflictError
 from autoscaler.kube.client import APPLY_PATCH, MERGE_PATCH, KubeClient, StatusError
 from autoscaler.kube.kinds import BY_KIND, EVENTS, RESOURCES, SECRET, ApiResource
+from autoscaler.kube.listing import list_whole
 from autoscaler.model.event import EventKey, event_key, new_event, series_after
 from autoscaler.model.secret import secret_texts
 from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Scale, WriteStatus
+from autoscaler.model.stored import Path as StatusPath
+from autoscaler.model.stored import learnt
 from autoscaler.model.workload import ClusterView, Manifest, ObjectRef
 from autoscaler.ports import Clock
 
@@ -38,6 +41,7 @@ class KubeCluster:
         self._client = client
         self._clock = clock
         self._events: OrderedDict[EventKey, dict[str, Any]] = OrderedDict()
+        self._lost: dict[str, frozenset[StatusPath]] = {}
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None, clock: Clock) -> KubeCluster:
@@ -73,6 +77,7 @@ class KubeCluster:
             scalers=tuple(fields["scalers"]),
             budgets=tuple(fields["budgets"]),
             gpus=tuple(fields["gpus"]),
+            lost=dict(self._lost),
         )
 
     async def write(self, write: ClusterWrite) -> None:
@@ -121,12 +126,12 @@ class KubeCluster:
 
     async def _list(self, resource: ApiResource, query: Mapping[str, str]) -> list[Manifest]:
         try:
-            items = await self._client.list_all(resource.path(), query)
+            listed = await list_whole(self._client, resource.path(), query, lambda item: _trimmed(item, resource))
         except StatusError as error:
             if resource.optional and error.status == 404:
                 return []
             raise
-        return [_trimmed(item, resource) for item in items]
+        return list(listed.items)
 
     async def _create(self, manifest: Manifest) -> None:
         resource = _resource(manifest["kind"])
@@ -158,7 +163,10 @@ class KubeCluster:
         ref = write.ref
         metadata = {"name": ref.name, "namespace": ref.namespace, "resourceVersion": version}
         body = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": metadata, "status": write.status}
-        await self._client.request("PATCH", _path(ref, "status"), {**_MANAGER, "force": "true"}, body, APPLY_PATCH)
+        query = {**_MANAGER, "force": "true"}
+        kept = await self._client.request("PATCH", _path(ref, "status"), query, body, APPLY_PATCH)
+        known = self._lost.get(ref.kind, frozenset())
+        self._lost[ref.kind] = learnt(known, write.status, kept.get("status") or {})
 
     async def _scale(self, write: Scale) -> None:
         # The scale subresource does not judge a UID, so it is compared here and the version guards what follows.

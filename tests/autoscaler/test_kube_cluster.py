@@ -16,6 +16,7 @@ from kubernetes.aio import client
 from autoscaler.errors import ClusterError, ConflictError
 from autoscaler.kube.client import ATTEMPTS, KubeClient, StatusError, UnreachableError, again
 from autoscaler.kube.cluster import KubeCluster
+from autoscaler.kube.listing import list_whole
 from autoscaler.model.steps import Annotate, CreateObject, Emit, Scale, WriteStatus
 from autoscaler.model.workload import ObjectRef
 
@@ -74,7 +75,7 @@ def page(*names: str, following: str = "") -> scripted.Response:
 
 
 async def names_of(kube: KubeClient) -> list[str]:
-    return [item["metadata"]["name"] for item in await kube.list_all(PODS, {})]
+    return [item["metadata"]["name"] for item in (await list_whole(kube, PODS, {}, dict)).items]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
@@ -84,7 +85,7 @@ async def test_a_list_that_is_refused_is_an_error_with_the_servers_words_and_is_
     kmock["get", PODS] << answer(UNTOLD, status)
 
     with pytest.raises(StatusError, match="the server says why") as caught:
-        await kube.list_all(PODS, {})
+        await list_whole(kube, PODS, {}, dict)
 
     assert caught.value.status == status
     assert len(kmock["get", PODS]) == 1
@@ -108,7 +109,7 @@ async def test_a_list_that_always_expires_is_an_error_in_the_end(kmock: Any, kub
     kmock["get", PODS] << answer({"message": "Expired"}, 410)
 
     with pytest.raises(StatusError, match="Expired"):
-        await kube.list_all(PODS, {})
+        await list_whole(kube, PODS, {}, dict)
     assert len(kmock["get", PODS]) == 3
 
 
@@ -123,7 +124,7 @@ async def test_a_server_that_keeps_failing_is_given_up(kmock: Any, kube: KubeCli
     kmock["get", PODS] << answer(UNTOLD, 503)
 
     with pytest.raises(StatusError, match="503"):
-        await kube.list_all(PODS, {})
+        await list_whole(kube, PODS, {}, dict)
     assert len(kmock["get", PODS]) == ATTEMPTS
 
 
@@ -131,7 +132,7 @@ async def test_the_pause_that_a_busy_server_asks_for_is_read(kmock: Any, kube: K
     kmock["get", PODS] << answer(UNTOLD, 429, Retry_After="7")
 
     with pytest.raises(StatusError) as caught:
-        await kube.list_all(PODS, {})
+        await list_whole(kube, PODS, {}, dict)
     assert caught.value.retry_after_seconds == 7.0
 
 
@@ -159,7 +160,7 @@ async def test_an_answer_that_is_no_list_is_an_error_never_an_empty_one(
     kmock["get", PODS] << body
 
     with pytest.raises(ClusterError):
-        await kube.list_all(PODS, {})
+        await list_whole(kube, PODS, {}, dict)
 
 
 async def test_a_server_that_does_not_answer_in_time_is_unreachable(kmock: Any) -> None:
@@ -167,7 +168,7 @@ async def test_a_server_that_does_not_answer_in_time_is_unreachable(kmock: Any) 
     kube = KubeClient(client.ApiClient(client.Configuration(host=str(kmock.url).rstrip("/"))), 0.05)
 
     with pytest.raises(UnreachableError, match=r"no answer within 0.05 s"):
-        await kube.list_all(PODS, {})
+        await list_whole(kube, PODS, {}, dict)
     await kube.close()
 
 
@@ -175,7 +176,7 @@ async def test_a_server_that_is_not_there_is_unreachable(unused_tcp_port: int) -
     kube = KubeClient(client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{unused_tcp_port}")))
 
     with pytest.raises(UnreachableError):
-        await kube.list_all(PODS, {})
+        await list_whole(kube, PODS, {}, dict)
     await kube.close()
 
 

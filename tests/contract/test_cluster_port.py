@@ -15,6 +15,7 @@ from autoscaler.errors import ClusterError, ConflictError
 from autoscaler.gateways.folder import FolderCluster
 from autoscaler.kube.client import KubeClient
 from autoscaler.kube.cluster import KubeCluster
+from autoscaler.kube.listing import list_whole
 from autoscaler.model.crd import render_crds
 from autoscaler.model.steps import Annotate, CreateObject, Emit, Scale, WriteStatus
 from autoscaler.model.workload import ObjectRef, ref_of
@@ -62,7 +63,7 @@ async def events_about(cluster: Cluster, ref: ObjectRef, folder: Path) -> list[d
         return list(yaml.safe_load_all((folder / "events.yaml").read_text()))
     assert isinstance(cluster, KubeCluster)
     path = "/apis/events.k8s.io/v1/namespaces/default/events"
-    items = await cluster._client.list_all(path, {})
+    items = (await list_whole(cluster._client, path, {}, dict)).items
     return sorted((item for item in items if item["regarding"]["name"] == ref.name), key=lambda item: str(item["note"]))
 
 
