@@ -79,6 +79,9 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
     client_ca: Annotated[
         Path | None, typer.Option(help="Authority whose certificates clients must show (PEM).")
     ] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT of /metrics, /healthz and /readyz alone, in plain text.")
+    ] = None,
 ) -> None:
     """Sample, attribute, govern, enforce and export, until SIGTERM; every option is also TF_AGENT_<NAME>."""
     given = {name: value for name, value in locals().items() if value is not None}
@@ -149,7 +152,7 @@ def _run(settings: AgentSettings) -> None:
     tls = tls_context(settings)
     parts = assemble(settings)
     try:
-        asyncio.run(serve(parts.agent, AgentApi(parts.agent, parts.clock, parts.lockstep).app(), settings, tls))
+        asyncio.run(serve(parts.agent, AgentApi(parts.agent, parts.clock, parts.lockstep), settings, tls))
     finally:
         parts.agent.close()
 

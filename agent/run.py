@@ -6,19 +6,24 @@ import asyncio
 import signal
 import ssl
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Final
 
 import structlog
 from aiohttp import web
 
 from agent.loop import Agent
 from agent.samples import SourceError
+from agent.server import AgentApi, certificate_times, load_certificates
 from agent.settings import AgentSettings
 
 _log = structlog.get_logger(__name__)
+RENEWAL_SECONDS: Final = 60.0
+"""Time between looks at the certificates' files: who issues them renews them days before they expire."""
 
 
-async def serve(agent: Agent, app: web.Application, settings: AgentSettings, tls: ssl.SSLContext | None) -> None:
+async def serve(agent: Agent, api: AgentApi, settings: AgentSettings, tls: ssl.SSLContext | None) -> None:
     """Serve the API, and tick unless time is moved from outside, until SIGTERM or SIGINT.
 
     Raises:
@@ -27,22 +32,52 @@ async def serve(agent: Agent, app: web.Application, settings: AgentSettings, tls
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, settings.host, settings.port, ssl_context=tls).start()
-        port = runner.addresses[0][1]
+    async with AsyncExitStack() as cleanup:
+        port = await _start(cleanup, api.app(), (settings.host, settings.port), tls)
+        if settings.metrics_address is not None:
+            await _start(cleanup, api.metrics_app(), settings.metrics_address, None)
         if settings.port_file is not None:
             _write_port(settings.port_file, port)
         access = "mutual TLS" if settings.authenticated else "no authentication, so loopback only"
         _log.info("serving", host=settings.host, port=port, access=access)
+        if tls is not None:
+            cleanup.push_async_callback(_ended, asyncio.create_task(renew_certificates(tls, settings, RENEWAL_SECONDS)))
         if settings.lockstep:
             await stop.wait()
         else:
             await _tick_until(agent, settings.tick_seconds, stop)
-    finally:
-        await runner.cleanup()
     _log.info("stopped", quotas="stay in force")
+
+
+async def renew_certificates(tls: ssl.SSLContext, settings: AgentSettings, period_seconds: float) -> None:
+    """Take new certificates into use when their files change; those that cannot be read leave the old ones in use."""
+    seen = certificate_times(settings)
+    while True:
+        await asyncio.sleep(period_seconds)
+        try:
+            found = certificate_times(settings)
+            if found != seen:
+                load_certificates(tls, settings)
+                seen = found
+                _log.info("certificates_renewed")
+        except OSError as error:
+            _log.warning("certificates_unreadable", error=str(error), effect="the old ones stay in use")
+
+
+async def _start(
+    cleanup: AsyncExitStack, app: web.Application, address: tuple[str, int], tls: ssl.SSLContext | None
+) -> int:
+    """Serve an application until the stack unwinds, and return its port."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    cleanup.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, *address, ssl_context=tls).start()
+    return int(runner.addresses[0][1])
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _tick_until(agent: Agent, tick_seconds: float, stop: asyncio.Event) -> None:

@@ -41,12 +41,21 @@ class AgentApi:
         app.router.add_put(QUOTAS_PATH, self.put_quotas)
         app.router.add_get(QUOTAS_PATH, self.get_quotas)
         app.router.add_get(DEVICES_PATH, self.get_devices)
-        app.router.add_get("/metrics", self.get_metrics)
-        app.router.add_get("/healthz", self.get_health)
-        app.router.add_get("/readyz", self.get_ready)
+        self._add_metrics(app)
         if self._lockstep is not None:
             app.router.add_post(ADVANCE_PATH, self.advance)
         return app
+
+    def metrics_app(self) -> web.Application:
+        """Return the application of the metrics' own listener: nothing there changes anything."""
+        app = web.Application()
+        self._add_metrics(app)
+        return app
+
+    def _add_metrics(self, app: web.Application) -> None:
+        app.router.add_get("/metrics", self.get_metrics)
+        app.router.add_get("/healthz", self.get_health)
+        app.router.add_get("/readyz", self.get_ready)
 
     async def put_quotas(self, request: web.Request) -> web.Response:
         """Take a document, and answer with the state of every worker once the quotas are in force."""
@@ -112,11 +121,31 @@ def tls_context(settings: AgentSettings) -> ssl.SSLContext | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    load_certificates(context, settings)
+    return context
+
+
+def load_certificates(context: ssl.SSLContext, settings: AgentSettings) -> None:
+    """Read the files into a context; what connects from now on meets the new ones.
+
+    Raises:
+        OSError: a file cannot be read, or is no certificate or key.
+    """
+    if settings.tls_cert is not None:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
     if settings.client_ca is not None:
         context.load_verify_locations(settings.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
-    return context
+
+
+def certificate_times(settings: AgentSettings) -> tuple[int, ...]:
+    """Return when each file was changed (ns since the epoch).
+
+    Raises:
+        OSError: a file is not there.
+    """
+    files = (settings.tls_cert, settings.tls_key, settings.client_ca)
+    return tuple(path.stat().st_mtime_ns for path in files if path is not None)
 
 
 @web.middleware

@@ -51,6 +51,9 @@ class AgentSettings(BaseSettings):
     """Private key of the certificate (PEM)."""
     client_ca: Path | None = None
     """Authority (PEM) whose certificates clients must show: the authentication of the API."""
+    metrics_listen: str = ""
+    """HOST:PORT of /metrics, /healthz and /readyz alone, in plain text: kubelet and most Prometheus servers have no
+    client certificate. Nothing can be changed there. Empty: they are served with the API only."""
 
     @property
     def host(self) -> str:
@@ -61,6 +64,12 @@ class AgentSettings(BaseSettings):
     def port(self) -> int:
         """Return the port to bind, 0 for any."""
         return int(self.listen.rpartition(":")[2])
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Return host and port of the metrics' own listener, None without one."""
+        host, _, port = self.metrics_listen.rpartition(":")
+        return (host.strip("[]"), int(port)) if self.metrics_listen else None
 
     @property
     def authenticated(self) -> bool:
@@ -74,8 +83,10 @@ class AgentSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
-        if not self.host or not self.listen.rpartition(":")[2].isdigit() or self.port > 65535:
+        if not _is_address(self.listen):
             raise ValueError(f"listen is {self.listen!r}, must be HOST:PORT")
+        if self.metrics_listen and not _is_address(self.metrics_listen):
+            raise ValueError(f"metrics_listen is {self.metrics_listen!r}, must be HOST:PORT")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together: give both or none")
         if self.client_ca is not None and self.tls_cert is None:
@@ -92,6 +103,11 @@ class AgentSettings(BaseSettings):
         if self.lockstep and not _is_loopback(self.host):
             raise ValueError("lockstep is served on loopback only")
         return self
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host.strip("[]")) and port.isascii() and port.isdecimal() and int(port) <= 65535
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,14 +1,18 @@
 """Mutual TLS: who shows a certificate of the client authority is served, everyone else is not."""
 
+import asyncio
+import contextlib
 import shutil
 import ssl
 import subprocess
+import time
 
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
 from agent.assemble import assemble
+from agent.run import renew_certificates
 from agent.server import AgentApi, tls_context
 from agent.settings import AgentSettings
 from tests.agent import scenes
@@ -75,6 +79,76 @@ async def test_anyone_else_is_not_served(server, certificates, name):
     async with aiohttp.ClientSession(connector=connector) as http:
         with pytest.raises(aiohttp.ClientError):
             await http.get(server.make_url("/v1/quotas"))
+
+
+async def served_name(server, context: ssl.SSLContext) -> str:
+    """Return the common name of the certificate that a new connection is shown."""
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+    shown = writer.get_extra_info("peercert")
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return dict(pair for (pair,) in shown["subject"])["commonName"]
+
+
+async def test_certificates_that_were_renewed_are_shown_to_whoever_connects_next(tmp_path, certificates):
+    def put(name: str) -> None:
+        for kind in ("pem", "key"):
+            shutil.copyfile(certificates / f"{name}.{kind}", tmp_path / f"live.{kind}")
+
+    put("server")
+    settings = AgentSettings(
+        simulate=scenes.write(tmp_path, scenes.worker("a")),
+        lockstep=True,
+        state_dir=tmp_path / "state",
+        tls_cert=tmp_path / "live.pem",
+        tls_key=tmp_path / "live.key",
+        client_ca=certificates / "client.pem",
+    )
+    parts, tls = assemble(settings), tls_context(settings)
+    assert tls is not None
+    server = TestServer(AgentApi(parts.agent, parts.clock).app(), scheme="https", host="127.0.0.1")
+    await server.start_server(ssl=tls)
+    renewal = asyncio.create_task(renew_certificates(tls, settings, period_seconds=0.01))
+    trusting = client(certificates, "client")
+    trusting.load_verify_locations(certificates / "stranger.pem")
+    try:
+        assert await served_name(server, trusting) == "server"
+        (tmp_path / "live.pem").write_text("half a")
+        put("stranger")
+        end = time.monotonic() + 30
+        while (shown := await served_name(server, trusting)) == "server" and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        assert shown == "stranger"
+    finally:
+        renewal.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await renewal
+        await server.close()
+
+
+async def test_the_metrics_listener_serves_measurements_and_takes_no_quotas(tmp_path):
+    settings = AgentSettings(
+        simulate=scenes.write(tmp_path, scenes.worker("a")), lockstep=True, state_dir=tmp_path / "state"
+    )
+    parts = assemble(settings)
+    server = TestServer(AgentApi(parts.agent, parts.clock, parts.lockstep).metrics_app(), host="127.0.0.1")
+    await server.start_server()
+    async with aiohttp.ClientSession() as http:
+        told = {path: (await http.get(server.make_url(path))).status for path in ("/metrics", "/healthz")}
+        refused = {
+            (await http.request(method, server.make_url(path))).status
+            for method, path in (("PUT", "/v1/quotas"), ("GET", "/v1/quotas"), ("POST", "/simulate/advance"))
+        }
+    await server.close()
+    assert told == {"/metrics": 200, "/healthz": 200}
+    assert refused == {404}
+
+
+@pytest.mark.parametrize("address", ["9401", ":9401", "0.0.0.0", "0.0.0.0:99999", "0.0.0.0:x"])
+def test_an_address_that_is_none_is_refused_by_name(address):
+    with pytest.raises(ValueError, match="metrics_listen is"):
+        AgentSettings(node="n1", metrics_listen=address)
 
 
 def test_a_certificate_that_cannot_be_read_is_an_error(tmp_path):
