@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from autoscaler.contract.quota import DeviceInfo, QuotaStatus
 from autoscaler.model.external import ScalerState
 from autoscaler.model.resource_quota import ResourceQuota
+from autoscaler.model.stored import Path
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import Discovered
 
@@ -31,7 +32,8 @@ class NodeState:
 class Snapshot:
     """Workloads, nodes, and resource quotas by namespace, read once per pass.
 
-    `external`: what is known of the scalers of those workloads that have one of their own.
+    `external`: what is known of the scalers of those workloads that have one of their own. `lost`: by kind, the fields
+    of a status that the cluster's definitions don't hold.
     """
 
     now: float
@@ -39,3 +41,4 @@ class Snapshot:
     nodes: Mapping[str, NodeState]
     quotas: Mapping[str, ResourceQuota] = field(default_factory=dict)
     external: Mapping[WorkloadKey, ScalerState] = field(default_factory=dict)
+    lost: Mapping[str, frozenset[Path]] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import Any
 from autoscaler.errors import Problem
 from autoscaler.model.config import Configuration
 from autoscaler.model.resources import Amounts
+from autoscaler.model.stored import Path
 from autoscaler.model.usage import WorkloadKey
 
 Manifest = Mapping[str, Any]
@@ -34,6 +35,8 @@ class ClusterView:
     """PodDisruptionBudgets."""
     gpus: tuple[Manifest, ...] = ()
     """TensorFusion's GPU objects, where its operator runs."""
+    lost: Mapping[str, frozenset[Path]] = field(default_factory=dict)
+    """By kind: fields of a status that this cluster's definitions don't hold, as far as writes have shown."""
     problems: tuple[Problem, ...] = ()
 
 

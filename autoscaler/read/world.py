@@ -28,7 +28,7 @@ async def read_world(
     discovered = discover(view, nodes, previous)
     if problems:
         discovered = replace(discovered, problems=(*discovered.problems, *problems))
-    return Snapshot(now, discovered, nodes, quotas)
+    return Snapshot(now, discovered, nodes, quotas, lost=view.lost)
 
 
 def _nodes_of(view: ClusterView) -> set[str]:
