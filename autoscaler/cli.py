@@ -19,7 +19,7 @@ from autoscaler.advise.commands import estimate, recommend
 from autoscaler.controller import World
 from autoscaler.errors import AutoscalerError, ConfigError
 from autoscaler.explain import Wiring, explain_command
-from autoscaler.gateways.agents import AgentAccess, HttpAgents
+from autoscaler.gateways.agents import AgentAccess, HttpAgents, Locate
 from autoscaler.gateways.external_scaler import HttpScalers
 from autoscaler.gateways.folder import FolderCluster
 from autoscaler.model.crd import render_crds
@@ -203,7 +203,7 @@ async def _world(settings: Settings) -> World:
     clock = SystemClock()
     history = history_of(settings)
     cluster = await _cluster(settings, clock)
-    return World(clock, history, cluster, _agents(settings, clock), HttpScalers(cluster, clock))
+    return World(clock, history, cluster, _agents(settings, clock, cluster), HttpScalers(cluster, clock))
 
 
 async def _cluster(settings: Settings, clock: SystemClock) -> FolderCluster | KubeCluster:
@@ -214,15 +214,26 @@ async def _cluster(settings: Settings, clock: SystemClock) -> FolderCluster | Ku
     return await KubeCluster.connect(settings.kubeconfig, clock)
 
 
-def _agents(settings: Settings, clock: SystemClock) -> HttpAgents:
+def _agents(settings: Settings, clock: SystemClock, cluster: FolderCluster | KubeCluster) -> HttpAgents:
     access = AgentAccess(
         template=settings.agent_url_template,
         urls=settings.agents,
         token_file=settings.agent_token_file,
         ca_file=settings.agent_ca_file,
+        client_cert=settings.agent_client_cert,
+        client_key=settings.agent_client_key,
+        tls_name=settings.agent_tls_name,
         timeout_seconds=settings.agent_timeout_seconds,
     )
-    return HttpAgents(access, clock)
+    return HttpAgents(access, clock, _locate(settings, cluster))
+
+
+def _locate(settings: Settings, cluster: FolderCluster | KubeCluster) -> Locate | None:
+    if isinstance(cluster, FolderCluster) or "{ip}" not in settings.agent_url_template:
+        return None
+    from autoscaler.kube.agent_pods import AgentPods
+
+    return AgentPods(cluster.client, settings.agent_namespace, settings.agent_selector)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -57,11 +57,21 @@ class Settings(BaseSettings):
     agents: dict[str, str] = {}
     """Base URL of a node's agent by node name, where the template does not fit."""
     agent_url_template: str = "http://{node}:9400"
-    """Base URL of every other node's agent; `{node}` is the node's name."""
+    """Base URL of every other node's agent; `{node}` is the node's name, `{ip}` the address of its agent's pod."""
+    agent_namespace: str = ""
+    """Namespace of the agents' pods, where `{ip}` is looked up."""
+    agent_selector: str = "app.kubernetes.io/component=agent"
+    """Label selector of the agents' pods."""
     agent_token_file: Path | None = None
     """Bearer token shown to the agents."""
     agent_ca_file: Path | None = None
     """Authority (PEM) of the agents' certificates."""
+    agent_tls_name: str = ""
+    """Name that the agents' certificates bear; unset: the host of the URL, which a pod's address can't be."""
+    agent_client_cert: Path | None = None
+    """Certificate (PEM) shown to agents that ask for one (mutual TLS)."""
+    agent_client_key: Path | None = None
+    """Private key (PEM) of that certificate."""
     agent_timeout_seconds: PositiveFloat = 10.0
     """An agent that takes longer to answer is away."""
 
@@ -90,6 +100,14 @@ class Settings(BaseSettings):
     def _one_cluster(self) -> Self:
         if self.cluster_dir is not None and self.kubeconfig is not None:
             raise ValueError("cluster_dir and kubeconfig exclude each other: give one")
+        return self
+
+    @model_validator(mode="after")
+    def _reachable_agents(self) -> Self:
+        if (self.agent_client_cert is None) != (self.agent_client_key is None):
+            raise ValueError("agent_client_cert and agent_client_key belong together: give both or none")
+        if "{ip}" in self.agent_url_template and (self.cluster_dir is not None or not self.agent_namespace):
+            raise ValueError("agent_url_template has {ip}: that needs a cluster, and agent_namespace")
         return self
 
 

@@ -2,23 +2,26 @@
 
 An agent that is away leaves the last that it told in its NodeState, with the reason; it is then asked again only after
 a pause that doubles up to a minute, so that a hundred dead nodes don't slow every pass. An answer that is cut off,
-too long, not what the contract says or from another node counts as away: it is never half believed.
+too long, not what the contract says or from another node counts as away: it is never half believed. Certificates that
+are renewed on disk are in use from the next read on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
+import structlog
 
 from autoscaler.contract.quota import DEVICES_PATH, QUOTAS_PATH, DevicesStatus, QuotaDocument, QuotaStatus, Refusal
-from autoscaler.errors import NodeError, RefusedError
+from autoscaler.errors import ClusterError, NodeError, RefusedError
 from autoscaler.model.snapshot import NodeState
 from autoscaler.ports import Clock
 
@@ -27,23 +30,63 @@ FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 60.0
 _SHOWN_CHARACTERS: Final = 200
 
+log = structlog.get_logger(__name__)
+
+Locate = Callable[[], Awaitable[Mapping[str, str]]]
+"""Returns the address of each node's agent, or raises ClusterError."""
+
 Answer = TypeVar("Answer", DevicesStatus, QuotaStatus)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentAccess:
-    """How agents are reached: `urls` by node, else the template; a token is read anew for each request."""
+    """How agents are reached: `urls` by node, else the template; a token is read anew for each request.
+
+    `{node}` in the template is the node's name, `{ip}` its agent's address. With `client_cert` and `client_key` the
+    controller proves who it is; `tls_name` is the name that the agents' certificates bear, empty for the URL's host.
+    """
 
     template: str = "http://{node}:9400"
     urls: Mapping[str, str] = field(default_factory=dict)
     token_file: Path | None = None
     ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    tls_name: str = ""
     timeout_seconds: float = 10.0
     concurrent_nodes: int = 64
 
-    def url(self, node: str, path: str) -> str:
-        """Return the address of a path at a node's agent."""
-        return (self.urls.get(node) or self.template.replace("{node}", node)).rstrip("/") + path
+    def url(self, node: str, path: str, addresses: Mapping[str, str] = MappingProxyType({})) -> str:
+        """Return the URL of a path at a node's agent.
+
+        Raises:
+            NodeError: the template needs the agent's address, and no agent runs on that node.
+
+        """
+        base = self.urls.get(node) or self.template.replace("{node}", node)
+        if "{ip}" in base:
+            address = addresses.get(node)
+            if not address:
+                raise NodeError(f"{node}: no agent runs there")
+            base = base.replace("{ip}", f"[{address}]" if ":" in address else address)
+        return base.rstrip("/") + path
+
+    def certificate_times(self) -> tuple[int, ...]:
+        """Return when each certificate file was changed (ns since the epoch), 0 for one that is not there."""
+        files = (self.ca_file, self.client_cert, self.client_key)
+        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in files if path is not None)
+
+    def tls(self) -> ssl.SSLContext:
+        """Return how to judge an agent's certificate, and what to show it.
+
+        Raises:
+            OSError: a file cannot be read, or is no certificate or key.
+
+        """
+        context = ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
+        if self.client_cert is not None:
+            context.load_cert_chain(self.client_cert, self.client_key)
+        return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +101,13 @@ class _Absence:
 class HttpAgents:
     """The Enforcement port over HTTP(S)."""
 
-    def __init__(self, access: AgentAccess, clock: Clock) -> None:
+    def __init__(self, access: AgentAccess, clock: Clock, locate: Locate | None = None) -> None:
+        """`locate` tells where agents are, once per read; needed where the template has `{ip}`."""
         self._access = access
         self._clock = clock
+        self._locate = locate
+        self._addresses: Mapping[str, str] = {}
+        self._certificate_times: tuple[int, ...] = ()
         self._known: dict[str, NodeState] = {}
         self._absent: dict[str, _Absence] = {}
         self._slots = asyncio.Semaphore(access.concurrent_nodes)
@@ -68,6 +115,7 @@ class HttpAgents:
 
     async def read(self, nodes: tuple[str, ...]) -> Mapping[str, NodeState]:
         """Ask the agents of these nodes, all at once; one that is away has its error in its NodeState."""
+        await self._look_around()
         states = await asyncio.gather(*(self._read_node(node) for node in nodes))
         return dict(zip(nodes, states, strict=True))
 
@@ -100,6 +148,16 @@ class HttpAgents:
             await self._session.close()
             self._session = None
 
+    async def _look_around(self) -> None:
+        """Learn where the agents are now, and drop connections made with certificates that were replaced."""
+        if self._locate is not None:
+            try:
+                self._addresses = await self._locate()
+            except ClusterError as error:
+                log.warning("agents_not_located", error=str(error), effect="their last known addresses are used")
+        if self._session is not None and self._access.certificate_times() != self._certificate_times:
+            await self.close()
+
     async def _read_node(self, node: str) -> NodeState:
         try:
             self._check_pause(node)
@@ -129,12 +187,7 @@ class HttpAgents:
     async def _ask(self, method: str, node: str, path: str, kind: type[Answer], body: bytes | None = None) -> Answer:
         """Return an agent's answer, or raise NodeError with what went wrong at which node."""
         try:
-            async with (
-                self._slots,
-                self._open().request(
-                    method, self._access.url(node, path), data=body, headers=self._headers(), allow_redirects=False
-                ) as response,
-            ):
+            async with self._slots, self._open().request(method, **self._request(node, path, body)) as response:
                 content = await _read_all(response)
                 if response.status != 200:
                     raise _refusal(node, response.status, content)
@@ -149,13 +202,17 @@ class HttpAgents:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            ca = self._access.ca_file
-            context: ssl.SSLContext | bool = True if ca is None else ssl.create_default_context(cafile=str(ca))
+            self._certificate_times = self._access.certificate_times()
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=context, limit=2 * self._access.concurrent_nodes),
+                connector=aiohttp.TCPConnector(ssl=self._access.tls(), limit=2 * self._access.concurrent_nodes),
                 timeout=aiohttp.ClientTimeout(total=self._access.timeout_seconds),
             )
         return self._session
+
+    def _request(self, node: str, path: str, body: bytes | None) -> dict[str, Any]:
+        url = self._access.url(node, path, self._addresses)
+        name = {"server_hostname": self._access.tls_name} if self._access.tls_name else {}
+        return {"url": url, "data": body, "headers": self._headers(), "allow_redirects": False, **name}
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}

@@ -53,6 +53,11 @@ class KubeCluster:
         """
         return cls(await KubeClient.connect(kubeconfig), clock)
 
+    @property
+    def client(self) -> KubeClient:
+        """Return the client, for what reads the same server beside this."""
+        return self._client
+
     async def read(self) -> ClusterView:
         """Return all objects that matter.
 
