@@ -35,6 +35,7 @@ from autoscaler.model.workload import Worker, Workload
 ANNOTATION: Final = dict(
     zip(AMOUNT_FIELDS, (keys.TFLOPS_REQUEST, keys.TFLOPS_LIMIT, keys.VRAM_REQUEST, keys.VRAM_LIMIT), strict=True)
 )
+PAIRS: Final = ((keys.TFLOPS_REQUEST, keys.TFLOPS_LIMIT), (keys.VRAM_REQUEST, keys.VRAM_LIMIT))
 SCALABLE: Final = frozenset({"Deployment", "StatefulSet"})
 """Owners with a scale subresource that we may use."""
 _Places = Mapping[int, tuple[Key | None, ...]]
@@ -60,10 +61,36 @@ def intents(workload: Workload, decision: Decision) -> tuple[ClusterWrite, ...]:
     crash between the two leaves undone is decided again. The count that a rule by the clock moves away from is noted
     before, because nothing else would remember it.
     """
-    overlay, told = overlay_of(decision), cache(_texts)
-    annotated = (_annotate(workload, worker, overlay, told) for worker in workload.workers)
+    overlay, told = overlay_of(decision), cache(texts_of)
+    annotated = (annotate(worker, overlay, workload.original, told) for worker in workload.workers)
     amounts = tuple(write for write in annotated if write is not None)
     return (*amounts, *_note(workload, decision), *_scales(workload, decision))
+
+
+def annotate(
+    worker: Worker,
+    overlay: Overlay,
+    original: Amounts,
+    told: Callable[[Amounts], Mapping[str, str]] | None = None,
+) -> Annotate | None:
+    """Return what is to be written to a worker, None: nothing; the first time with the user's `original` beside it.
+
+    `told` is `texts_of`, once for workers that hold the same.
+    """
+    told = told or texts_of
+    wanted = overlay.over(worker.current)
+    if wanted is worker.current:
+        return None
+    before, after = told(worker.current), told(wanted)
+    moved = {key for key, text in after.items() if before.get(key) != text}
+    # One of a pair that stands alone speaks for both, so the other must be told beside a figure that moves.
+    beside = {key for pair in PAIRS if moved.intersection(pair) for key in pair if key not in worker.annotations}
+    changes: dict[str, str | None] = {key: text for key, text in after.items() if key in moved | beside}
+    if not changes:
+        return None
+    if keys.AUTOSCALING_ORIGINAL not in worker.annotations:
+        changes[keys.AUTOSCALING_ORIGINAL] = _original(told(original))
+    return Annotate(worker.ref, changes)
 
 
 def quotas_of(workload: Workload, worker: Worker, amounts: Amounts, state: NodeState) -> WorkerQuota | Held:
@@ -134,23 +161,8 @@ def documents(state: NodeState, desired: Sequence[WorkerQuota], epoch: int, told
     )
 
 
-def _annotate(
-    workload: Workload, worker: Worker, overlay: Overlay, told: Callable[[Amounts], Mapping[str, str]]
-) -> Annotate | None:
-    """Return what is to be written to a worker; `told` is `_texts`, once for workers that hold the same."""
-    wanted = overlay.over(worker.current)
-    if wanted is worker.current:
-        return None
-    before, after = told(worker.current), told(wanted)
-    changes: dict[str, str | None] = {key: text for key, text in after.items() if before.get(key) != text}
-    if not changes:
-        return None
-    if keys.AUTOSCALING_ORIGINAL not in worker.annotations:
-        changes[keys.AUTOSCALING_ORIGINAL] = _original(told(workload.original))
-    return Annotate(worker.ref, changes)
-
-
-def _texts(amounts: Amounts) -> dict[str, str]:
+def texts_of(amounts: Amounts) -> dict[str, str]:
+    """Return the annotations that state these amounts, without those that are not known."""
     return {
         ANNOTATION[field_of(resource, side)]: format_amount(resource, value)
         for resource in Resource

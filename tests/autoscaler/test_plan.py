@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autoscaler.apply.difference import Told
 from autoscaler.apply.fit import Held
-from autoscaler.apply.plan import documents, intents, kept_quotas, quotas_of
+from autoscaler.apply.plan import documents, intents, kept_quotas, quotas_of, texts_of
 from autoscaler.contract import keys
 from autoscaler.contract.keys import Effect, QoS
 from autoscaler.model.config import Mode
@@ -38,6 +38,7 @@ from tests.autoscaler.apply_cases import (
 )
 
 LIMIT, VRAM_REQUEST = Field.COMPUTE_LIMIT, Field.VRAM_REQUEST
+STATED = texts_of(amounts())
 
 
 def vram_of(document):
@@ -45,7 +46,8 @@ def vram_of(document):
 
 
 def test_a_changed_limit_is_annotated_on_every_worker_and_the_first_patch_keeps_the_original():
-    writes = intents(workload(), decision({LIMIT: 40.0}))
+    crew = (worker(annotations=STATED), worker("chat-1", annotations=STATED))
+    writes = intents(workload(crew), decision({LIMIT: 40.0}))
     assert [write.ref.name for write in writes] == ["chat-0", "chat-1"]
     patch = writes[0].annotations
     assert patch[keys.TFLOPS_LIMIT] == "40"
@@ -59,9 +61,17 @@ def test_a_changed_limit_is_annotated_on_every_worker_and_the_first_patch_keeps_
 
 
 def test_the_original_is_never_overwritten():
-    crew = (worker(annotations={keys.AUTOSCALING_ORIGINAL: "{}"}),)
+    crew = (worker(annotations=STATED | {keys.AUTOSCALING_ORIGINAL: "{}"}),)
     (write,) = intents(workload(crew), decision({LIMIT: 40.0}))
     assert write.annotations == {keys.TFLOPS_LIMIT: "40"}
+
+
+@pytest.mark.parametrize("stated", [{}, {keys.TFLOPS_LIMIT: "20"}])
+def test_beside_a_figure_that_moves_the_other_is_told_too_where_the_worker_does_not_state_it(stated):
+    crew = (worker(annotations=stated),)
+    (write,) = intents(workload(crew), decision({LIMIT: 40.0}))
+    assert (write.annotations[keys.TFLOPS_REQUEST], write.annotations[keys.TFLOPS_LIMIT]) == ("10", "40")
+    assert keys.VRAM_LIMIT not in write.annotations
 
 
 @pytest.mark.parametrize("mode", [Mode.OFF, Mode.RECOMMEND])
@@ -92,7 +102,8 @@ def test_an_unknown_figure_is_never_written():
 
 def test_a_request_that_is_ours_yields_to_a_limit_that_is_not():
     limit = figure(LIMIT, 20.0, 20.0, mode=Mode.OFF)
-    (write, _) = intents(workload(), decision({Field.COMPUTE_REQUEST: 30.0, LIMIT: limit}))
+    crew = (worker(annotations=STATED),)
+    (write,) = intents(workload(crew), decision({Field.COMPUTE_REQUEST: 30.0, LIMIT: limit}))
     assert write.annotations[keys.TFLOPS_REQUEST] == "20"
     assert keys.TFLOPS_LIMIT not in write.annotations
 
