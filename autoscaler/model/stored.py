@@ -19,9 +19,13 @@ def lost_fields(sent: Mapping[str, Any], kept: Mapping[str, Any]) -> frozenset[P
 
 
 def learnt(known: frozenset[Path], sent: Mapping[str, Any], kept: Mapping[str, Any]) -> frozenset[Path]:
-    """Return what is known to be dropped after one more answer: a field that was kept this time is dropped no more."""
+    """Return the fields that are not as we state them, after one more answer.
+
+    A field that was kept this time is dropped no more. One at the top that stays though it was left out is someone
+    else's: leaving it out again changes nothing.
+    """
     untold = frozenset(path for path in known if not _has(sent, path))
-    return untold | lost_fields(sent, kept)
+    return untold | lost_fields(sent, kept) | {(key,) for key in kept if key not in sent}
 
 
 def without(status: Mapping[str, Any], lost: frozenset[Path]) -> Mapping[str, Any]:

@@ -20,10 +20,14 @@ Totals = dict[Field, float]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A workload of the profile as it is after the pass, and what was decided about it (None: nothing yet)."""
+    """A workload of the profile as it is after the pass, and what was decided about it (None: nothing yet).
+
+    `device`: TFLOPs and bytes of the smallest device it runs on, inf unknown.
+    """
 
     workload: Workload
     decision: Decision | None = None
+    device: tuple[float, float] = (math.inf, math.inf)
 
 
 def profile_status(
@@ -44,20 +48,47 @@ def profile_status(
             "display": {**_display(current, recommended), "replicas": _display_replicas(current, recommended)},
             "current": _resources(current),
             "recommended": _resources(recommended),
+            **_saved(members),
         },
     }
+
+
+def _saved(members: Sequence[Member]) -> dict[str, str]:
+    """Return the GPUs that the recommended requests free, to a tenth; a worker takes the larger of its two shares.
+
+    Workloads whose devices are not known are left out; where none is known there is nothing to tell.
+    """
+    known = [one for one in members if any(map(math.isfinite, one.device))]
+    if not known:
+        return {}
+    saved = sum(_gpus(one, recommended=False) - _gpus(one, recommended=True) for one in known)
+    return {"gpusSaved": f"{round(saved, 1) + 0.0:g}"}
+
+
+def _gpus(member: Member, *, recommended: bool) -> float:
+    """Return the GPUs whose capacity the workload's requests take."""
+    figures, replicas = _figures(member, recommended=recommended)
+    shares = [
+        figures[field_of(resource, Side.REQUEST)] / size for resource, size in zip(Resource, member.device, strict=True)
+    ]
+    return replicas * member.workload.config.gpu_count * max(shares)
+
+
+def _figures(member: Member, *, recommended: bool) -> tuple[Totals, float]:
+    """Return a workload's amounts and workers, those in force or those recommended."""
+    workload, decision = member.workload, member.decision
+    figures = recommended_amounts(workload.current, decision if recommended else None)
+    wanted = decision[Field.REPLICAS].wanted if decision is not None and recommended else math.nan
+    return figures, workload.replicas if math.isnan(wanted) else round(wanted)
 
 
 def _total(members: Sequence[Member], *, recommended: bool) -> Totals:
     totals = dict.fromkeys(Field, 0.0)
     for member in members:
-        workload, decision = member.workload, member.decision
-        figures = recommended_amounts(workload.current, decision if recommended else None)
-        wanted = decision[Field.REPLICAS].wanted if decision is not None and recommended else math.nan
-        replicas = workload.replicas if math.isnan(wanted) else round(wanted)
+        figures, replicas = _figures(member, recommended=recommended)
         totals[Field.REPLICAS] += replicas
         for field, figure in figures.items():
-            totals[field] += figure * replicas * workload.config.gpu_count
+            totals[field] += figure * replicas * member.workload.config.gpu_count
     return totals
 
 

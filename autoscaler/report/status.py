@@ -1,6 +1,7 @@
-"""The status of a TensorFusionWorkload, and whether it differs enough from the one stored to be written; pure.
+"""The status of a TensorFusionWorkload; pure.
 
-Neighbours: `model.status` is its schema, `conditions`, `display` and `message` its parts.
+Neighbours: `model.status` is its schema, `conditions`, `display` and `message` its parts, `compare` tells whether it
+has to be written.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from autoscaler.contract.keys import WORKLOAD
-from autoscaler.contract.quantity import parse_quantity
 from autoscaler.model.allowed import allowed_amounts, is_applied
 from autoscaler.model.decision import Decision, Field, field_of
 from autoscaler.model.quantity import format_duration
 from autoscaler.model.resources import SPECS, Amounts, Resource, Side
-from autoscaler.model.workload import BrokenWorkload, Manifest
+from autoscaler.model.schedule import Turn
+from autoscaler.model.workload import BrokenWorkload, Workload
+from autoscaler.report.compare import COUNTS, OURS, beside_others, changed, has_operator
 from autoscaler.report.conditions import (
     ConditionType,
     conditions_of,
@@ -38,12 +40,6 @@ from autoscaler.report.reported import (
 __all__ = ["MetricsHealth", "MetricsReason", "Reported", "broken_status", "changed", "status_of"]
 
 MAX_MESSAGE_CHARACTERS: Final = 4096
-_EVALUATION: Final = frozenset({"lastEvaluationTime", "samples", "span", "message", "usage"})
-"""What every evaluation makes anew: shown when something else is written, never the cause of a write."""
-
-_DRIFTING: Final = frozenset({"lowerBound", "upperBound", "uncappedTarget", "uncappedLimitTarget", "bounds"})
-DRIFT_RATIO: Final = 0.05
-"""The band and the uncapped figure follow every sample; smaller moves than this are not worth a write."""
 
 
 def status_of(reported: Reported) -> dict[str, Any]:
@@ -55,12 +51,13 @@ def status_of(reported: Reported) -> dict[str, Any]:
     replicas = _recommended_replicas(reported)
     status: dict[str, Any] = {
         "observedGeneration": workload.generation,
-        "conditions": conditions,
-        "workerCount": len(workload.workers),
-        "readyWorkers": sum(worker.ready for worker in workload.workers),
+        "conditions": beside_others(conditions, workload.status),
+        **_counts(workload),
         "selector": f"{WORKLOAD}={workload.key.name}",
         "recommendation": _resources(figures) if reported.decision is not None else None,
         "recommendedReplicas": replicas if reported.decision is not None else None,
+        "appliedRecommendedReplicas": nodes.applied if figures == _held(current) else 0,
+        "activeCronScalingRule": _rule(reported.turn),
         "autoscaling": {
             **_figures(reported),
             "current": _resources(_held(current)),
@@ -76,7 +73,10 @@ def status_of(reported: Reported) -> dict[str, Any]:
 def broken_status(broken: BrokenWorkload, now: float) -> dict[str, Any]:
     """Return the status of a workload whose configuration was never good: what is wrong, beside what it said before."""
     told = {ConditionType.CONFIG_VALID: config_valid(broken.problems)}
-    others = [one for one in broken.status.get("conditions") or () if one.get("type") != ConditionType.CONFIG_VALID]
+    ours = OURS - COUNTS if has_operator(broken.status) else OURS
+    known = {key: value for key, value in broken.status.items() if key in ours}
+    types = {str(type_) for type_ in ConditionType} - {ConditionType.CONFIG_VALID}
+    others = [one for one in known.get("conditions") or () if one.get("type") in types]
     autoscaling = dict(broken.status.get("autoscaling") or {})
     autoscaling["display"] = {
         **(autoscaling.get("display") or {}),
@@ -84,37 +84,19 @@ def broken_status(broken: BrokenWorkload, now: float) -> dict[str, Any]:
         "message": config_valid(broken.problems)[2][:MAX_MESSAGE_CHARACTERS],
     }
     return {
-        **broken.status,
+        **known,
         "observedGeneration": broken.generation,
-        "conditions": [*listed(told, broken.status, broken.generation, now), *others],
+        "conditions": beside_others([*listed(told, broken.status, broken.generation, now), *others], broken.status),
         "autoscaling": autoscaling,
     }
 
 
-def changed(old: Manifest, new: Manifest) -> bool:
-    """Tell whether a status differs enough to be written: in more than the evaluation's own traces and small drift."""
-    return _differs("", old, new)
-
-
-def _differs(name: str, old: Any, new: Any) -> bool:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = (old.keys() | new.keys()) - _EVALUATION
-        if new.get("type") == ConditionType.CONFIG_VALID:
-            keys |= {"message"}  # says what to correct
-        return any(_differs(key, old.get(key), new.get(key)) for key in keys)
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
-        return len(old) != len(new) or any(_differs(name, *pair) for pair in zip(old, new, strict=True))
-    if name in _DRIFTING and isinstance(old, str) and isinstance(new, str):
-        return _moved(old, new)
-    return bool(old != new)
-
-
-def _moved(old: str, new: str) -> bool:
-    try:
-        before, after = float(parse_quantity(old)), float(parse_quantity(new))
-    except ValueError:
-        return False  # a text of several figures: those stand apart, too
-    return abs(after - before) > DRIFT_RATIO * abs(before)
+def _counts(workload: Workload) -> dict[str, int]:
+    """Return how many workers there are; nothing where the operator that starts them counts them itself."""
+    if has_operator(workload.status):
+        return {}
+    ready = sum(worker.ready for worker in workload.workers)
+    return {"workerCount": len(workload.workers), "readyWorkers": ready}
 
 
 def _figures(reported: Reported) -> dict[str, Any]:
@@ -205,6 +187,30 @@ def _by_clock(reported: Reported) -> dict[str, Any]:
     return {
         "activeCronRule": turn.rule.name if turn.rule is not None else None,
         "nextCronTransition": timestamp(turn.next_at) if math.isfinite(turn.next_at) else None,
+    }
+
+
+def _rule(turn: Turn | None) -> dict[str, Any] | None:
+    """Return the rule in force in the form in which it was written, as TensorFusion's own status shows it."""
+    rule = turn.rule if turn is not None else None
+    if rule is None:
+        return None
+    sides = {"requests": rule.requests, "limits": rule.limits}
+    figures = {
+        side: {
+            SPECS[r].key: amount_text(r, value) for r, value in zip(Resource, pair, strict=True) if value is not None
+        }
+        for side, pair in sides.items()
+    }
+    return {
+        "name": rule.name,
+        "enable": True,
+        "timeZone": rule.time_zone,
+        "start": rule.start,
+        "end": rule.end,
+        "priority": rule.priority or None,
+        "desiredResources": {side: figure for side, figure in figures.items() if figure} or None,
+        "desiredReplicas": rule.replicas,
     }
 
 

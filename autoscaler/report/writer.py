@@ -6,7 +6,6 @@ changed are rendered at once, and the rest in turn, so that nothing stays wrong 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -14,7 +13,7 @@ from typing import Final
 import numpy as np
 import structlog
 
-from autoscaler.errors import AutoscalerError, Problem
+from autoscaler.errors import AutoscalerError
 from autoscaler.model.decision import Decision
 from autoscaler.model.external import ScalerState
 from autoscaler.model.orders import Orders
@@ -22,14 +21,15 @@ from autoscaler.model.proposal import Allowed
 from autoscaler.model.reasons import VERDICT_CODE, Verdict
 from autoscaler.model.snapshot import NodeState, Snapshot
 from autoscaler.model.steps import ClusterWrite, WriteStatus
+from autoscaler.model.stored import Path
 from autoscaler.model.usage import Bools, Ints, WorkloadKey
-from autoscaler.model.workload import BrokenWorkload, Manifest, Workload, ref_of
+from autoscaler.model.workload import BrokenWorkload, Manifest, ObjectRef, Workload
 from autoscaler.ports import Cluster
 from autoscaler.report.conditions import ConditionType
 from autoscaler.report.disturbed import disturbed_workers
 from autoscaler.report.events import events_of, invalid_events
 from autoscaler.report.metrics import ControllerMetrics
-from autoscaler.report.profile_status import Member, profile_status
+from autoscaler.report.profiles import profile_writes
 from autoscaler.report.reported import MetricsHealth, MetricsReason, Reported
 from autoscaler.report.status import broken_status, changed, status_of
 
@@ -56,6 +56,10 @@ class Passed:
     before: Passed | None
     number: int = 0
 
+    def lost(self, ref: ObjectRef) -> frozenset[Path]:
+        """Return the fields of a status that the definitions of this object's kind don't hold here."""
+        return self.snapshot.lost.get(ref.kind, frozenset())
+
     def alone(self) -> Passed:
         """Return the pass without the ones before it, to be kept."""
         return replace(self, before=None)
@@ -72,10 +76,12 @@ async def report(passed: Passed, cluster: Cluster, metrics: ControllerMetrics, *
         await _write(cluster, metrics, decision.key, _writes(passed, row, decision))
     for broken in passed.snapshot.discovered.broken:
         new = broken_status(broken, passed.snapshot.now)
-        if broken.exists and changed(broken.status, new):
+        if broken.exists and changed(broken.status, new, passed.lost(broken.ref)):
             await _write(cluster, metrics, broken.key, [WriteStatus(broken.ref, new)])
     await _report_invalid(passed, cluster, metrics)
-    await _report_profiles(passed, cluster, metrics, decisions)
+    before = passed.before.snapshot if passed.before is not None else None
+    for key, write in profile_writes(passed.snapshot, before, decisions, passed.allowed):
+        await _write(cluster, metrics, key, [write])
 
 
 def _writes(passed: Passed, row: int, decision: Decision) -> list[ClusterWrite]:
@@ -87,7 +93,7 @@ def _writes(passed: Passed, row: int, decision: Decision) -> list[ClusterWrite]:
         log.exception("not_rendered", workload=str(decision.key))
         return []
     workload = reported.workload
-    stale = workload.exists and changed(workload.status, new)
+    stale = workload.exists and changed(workload.status, new, passed.lost(workload.ref))
     news = stale or decision.changed or bool(reported.error)  # else it was told when it was new
     return [*([WriteStatus(workload.ref, new)] if stale else []), *(events if news else ())]
 
@@ -220,31 +226,3 @@ def _is_told(status: Manifest) -> bool:
     """Return whether the stored status says already that the configuration is wrong."""
     conditions = status.get("conditions") or ()
     return any(one.get("type") == ConditionType.CONFIG_VALID and one.get("status") == "False" for one in conditions)
-
-
-async def _report_profiles(
-    passed: Passed, cluster: Cluster, metrics: ControllerMetrics, decisions: Mapping[int, Decision]
-) -> None:
-    """Roll up the profiles of which a workload was rendered."""
-    workloads = passed.snapshot.discovered.workloads
-    members: dict[WorkloadKey, list[int]] = defaultdict(list)
-    for row, workload in enumerate(workloads):
-        if workload.config.profile:
-            members[WorkloadKey(workload.key.namespace, workload.config.profile)].append(row)
-    for profile in passed.snapshot.discovered.profiles:
-        metadata = profile.get("metadata") or {}
-        key = WorkloadKey(metadata.get("namespace", ""), metadata.get("name", ""))
-        rows = members.get(key, [])
-        if rows and not any(row in decisions for row in rows):
-            continue
-        told = [Member(workloads[row], decisions.get(row) or passed.allowed.decision(row)) for row in rows]
-        problems = _problems_of(workloads[row] for row in rows)
-        new = profile_status(profile, told, problems, passed.snapshot.now)
-        if changed(profile.get("status") or {}, new):
-            await _write(cluster, metrics, key, [WriteStatus(ref_of(profile), new)])
-
-
-def _problems_of(workloads: Iterable[Workload]) -> tuple[Problem, ...]:
-    """Return what is wrong with the profile itself, as its workloads found it."""
-    found = (problem for workload in workloads for problem in workload.problems)
-    return tuple(dict.fromkeys(problem for problem in found if problem.source.startswith("WorkloadProfile")))
