@@ -2,23 +2,35 @@
 
 The client's typed methods are left aside: they deserialise whole lists into models, and raise half of their errors as
 something else. Retried are what the server asks to retry (429 with its Retry-After, 5xx) and what never arrived; every
-request made here may safely be made twice. Neighbours: `kinds` has the paths, `cluster` what is asked.
+request made here may safely be made twice. Each attempt waits for its turn; one that a busy server sent away lets the
+others wait, too. Neighbours: `access` has address and credentials, `pacing` the turns, `kinds` the paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
 import stamina
-from kubernetes.aio import client, config
+from kubernetes.aio import client
 
-from autoscaler.errors import ClusterError
+from autoscaler.kube.access import Access, Credentials
+from autoscaler.kube.errors import (
+    LONGEST_RETRY_AFTER_SECONDS,
+    StatusError,
+    UnreachableError,
+    again,
+    named_errors,
+    status_error,
+)
+from autoscaler.kube.pacing import UNPACED, Pace
 from autoscaler.model.plain import plain
+
+__all__ = ["KubeClient", "StatusError", "UnreachableError", "again"]
 
 MERGE_PATCH: Final = "application/merge-patch+json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
@@ -27,37 +39,44 @@ JSON: Final = "application/json"
 PAGE: Final = 500
 TIMEOUT_SECONDS: Final = 30.0
 ATTEMPTS: Final = 4
-LONGEST_RETRY_AFTER_SECONDS: Final = 30.0
-"""Told to wait longer, the pass is given up; the next one tries again."""
+UNREACHABLE: Final = "unreachable"
+"""Stands for the HTTP code where no answer came."""
 
 _T = TypeVar("_T")
-_RETRIED: Final = frozenset({429, 500, 502, 503, 504})
-
-
-class StatusError(ClusterError):
-    """The API server answered with an error; `status` is the HTTP status, `retry_after_seconds` None when not told."""
-
-    def __init__(self, status: int, message: str, retry_after_seconds: float | None = None) -> None:
-        self.status = status
-        self.retry_after_seconds = retry_after_seconds
-        super().__init__(f"the API server answered {status}: {message}")
-
-
-class UnreachableError(ClusterError):
-    """No answer came from the API server."""
+_BUSY: Final = frozenset({429, 503})
+_BUSY_SECONDS: Final = 1.0
+_VERBS: Final = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+Observe = Callable[[str, str], None]
+"""Is told of each attempt to write: the verb, and the HTTP code or `unreachable`."""
 
 
 class KubeClient:
-    """One API server. `timeout_seconds` bounds each attempt of a request, `page` is a list's items per request."""
+    """One API server. `timeout_seconds` bounds each attempt of a request, `page` is a list's items per request.
 
-    def __init__(self, api: client.ApiClient, timeout_seconds: float = TIMEOUT_SECONDS, page: int = PAGE) -> None:
-        self._api = api
+    `credentials` are read again when the server does not know those shown; `observe` may be set and is told of writes.
+    """
+
+    def __init__(
+        self,
+        api: client.ApiClient,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        page: int = PAGE,
+        pace: Pace = UNPACED,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._api, self._credentials = api, credentials
         self._timeout_seconds = timeout_seconds
+        self._pace = pace
         self.page = page
+        self.observe: Observe = _unobserved
 
     @classmethod
     async def connect(
-        cls, kubeconfig: Path | None, timeout_seconds: float = TIMEOUT_SECONDS, page: int = PAGE
+        cls,
+        place: Path | Access | None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        page: int = PAGE,
+        pace: Pace = UNPACED,
     ) -> KubeClient:
         """Return a client for a kubeconfig; without one, for the pod's service account, else the default kubeconfig.
 
@@ -66,19 +85,9 @@ class KubeClient:
 
         """
         settings = client.Configuration()
-        if kubeconfig is not None and not kubeconfig.is_file():  # noqa: ASYNC240  one look, before anything runs
-            raise ClusterError(f"no way to an API server: {kubeconfig} is not a file")
-        try:
-            if kubeconfig is None:
-                try:
-                    config.load_incluster_config(client_configuration=settings)
-                except config.ConfigException:
-                    await config.load_kube_config(client_configuration=settings)
-            else:
-                await config.load_kube_config(str(kubeconfig), client_configuration=settings)
-        except (config.ConfigException, OSError, ValueError) as error:
-            raise ClusterError(f"no way to an API server: {error}") from error
-        return cls(client.ApiClient(settings), timeout_seconds, page)
+        access = place if isinstance(place, Access) else Access(place)
+        await access.load(settings)
+        return cls(client.ApiClient(settings), timeout_seconds, page, pace, Credentials(access, settings))
 
     async def request(
         self,
@@ -96,6 +105,19 @@ class KubeClient:
 
         """
         return await self._asked(method, path, query or {}, (plain(body), content_type), _decoded)
+
+    async def request_once(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, content_type: str = JSON
+    ) -> dict[str, Any]:
+        """As `request`, but asked once: for whom a late answer is worth nothing.
+
+        Raises:
+            StatusError: the server answered with an error.
+            UnreachableError: it did not answer, or nothing that can be read.
+
+        """
+        text = await self._once(method, path, {}, (plain(body), content_type))
+        return _read(text, _decoded, f"{method} {path}")
 
     async def get(self, path: str, query: Mapping[str, str], decode: Callable[[bytes], _T]) -> _T:
         """Return what `decode` makes of an answer's body; a body that it refuses (DecodeError) is asked for again.
@@ -119,11 +141,15 @@ class KubeClient:
 
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout_seconds, sock_read=silence_seconds)
-        with _named_errors(f"watch of {path}", silence_seconds):
+        await self._pace.turn()
+        shown = self._shown
+        with named_errors(f"watch of {path}", silence_seconds):
             response = await self._call("GET", path, query, (None, JSON), timeout)
             try:
                 if response.status >= 400:
-                    raise _status_error(response.status, await response.read(), response.headers.get("Retry-After"))
+                    if response.status == 401:  # whoever asks again shows the new ones
+                        await self._renewed(shown)
+                    raise status_error(response.status, await response.read(), response.headers.get("Retry-After"))
                 yield _lines(response.response.content)
             finally:
                 response.response.close()
@@ -142,22 +168,46 @@ class KubeClient:
     ) -> _T:
         async for attempt in stamina.retry_context(on=again, attempts=ATTEMPTS, timeout=2 * self._timeout_seconds):
             with attempt:
-                text = await self._once(method, path, query, content)
-                try:
-                    answer = decode(text)
-                except msgspec.DecodeError as error:
-                    raise UnreachableError(f"{method} {path}: the answer can't be read: {error}") from error
+                answer = _read(await self._once(method, path, query, content), decode, f"{method} {path}")
         return answer
 
     async def _once(
         self, method: str, path: str, query: Mapping[str, str], content: tuple[Mapping[str, Any] | None, str]
     ) -> bytes:
-        with _named_errors(f"{method} {path}", self._timeout_seconds):
-            response = await self._call(method, path, query, content, self._timeout_seconds)
-            text = await response.read()
-        if response.status >= 400:
-            raise _status_error(response.status, text, response.headers.get("Retry-After"))
-        return bytes(text)
+        shown = self._shown
+        status, text, retry_after = await self._attempt(method, path, query, content)
+        if status == 401 and await self._renewed(shown):
+            status, text, retry_after = await self._attempt(method, path, query, content)
+        if status < 400:
+            return text
+        error = status_error(status, text, retry_after)
+        if status == 429 or (status in _BUSY and error.retry_after_seconds is not None):
+            pause = _BUSY_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
+            self._pace.pause(min(pause, LONGEST_RETRY_AFTER_SECONDS))
+        raise error
+
+    async def _attempt(
+        self, method: str, path: str, query: Mapping[str, str], content: tuple[Mapping[str, Any] | None, str]
+    ) -> tuple[int, bytes, str | None]:
+        """Return status, body and Retry-After."""
+        await self._pace.turn()
+        code = UNREACHABLE
+        try:
+            with named_errors(f"{method} {path}", self._timeout_seconds):
+                response = await self._call(method, path, query, content, self._timeout_seconds)
+                text = bytes(await response.read())
+            code = str(response.status)
+        finally:
+            if method in _VERBS:
+                self.observe(_VERBS[method], code)
+        return response.status, text, response.headers.get("Retry-After")
+
+    @property
+    def _shown(self) -> str:
+        return "" if self._credentials is None else self._credentials.shown
+
+    async def _renewed(self, refused: str) -> bool:
+        return self._credentials is not None and await self._credentials.renewed(refused)
 
     async def _call(
         self,
@@ -180,40 +230,6 @@ class KubeClient:
         return await self._api.call_api(*request, _request_timeout=timeout)
 
 
-def again(error: Exception) -> bool | float:
-    """Tell whether to ask again, or after how many seconds."""
-    if isinstance(error, UnreachableError):
-        return True
-    if not isinstance(error, StatusError) or error.status not in _RETRIED:
-        return False
-    if error.retry_after_seconds is None:
-        return True
-    return error.retry_after_seconds if error.retry_after_seconds <= LONGEST_RETRY_AFTER_SECONDS else False
-
-
-def _status_error(status: int, text: bytes, retry_after: str | None) -> StatusError:
-    try:
-        answer = msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        answer = None
-    message = answer.get("message") if isinstance(answer, dict) else None
-    seconds = (
-        float(retry_after) if retry_after is not None and retry_after.isascii() and retry_after.isdecimal() else None
-    )
-    return StatusError(status, str(message or text[:200].decode(errors="replace").strip()), seconds)
-
-
-@contextmanager
-def _named_errors(what: str, seconds: float) -> Iterator[None]:
-    """Turn the transport's ways to fail into one, which says what failed."""
-    try:
-        yield
-    except TimeoutError:
-        raise UnreachableError(f"{what}: no answer within {seconds:g} s") from None
-    except (aiohttp.ClientError, OSError) as error:
-        raise UnreachableError(f"{what}: {type(error).__name__}: {error}") from error
-
-
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     """Yield whole lines, however long; half a line at the end is a stream that broke off."""
     begun: list[bytes] = []
@@ -226,6 +242,17 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
             begun.append(rest)
     if begun:
         raise aiohttp.ClientPayloadError("the stream ended within a line")
+
+
+def _read(text: bytes, decode: Callable[[bytes], _T], what: str) -> _T:
+    try:
+        return decode(text)
+    except msgspec.DecodeError as error:
+        raise UnreachableError(f"{what}: the answer can't be read: {error}") from error
+
+
+def _unobserved(_verb: str, _code: str) -> None:
+    """Nobody counts."""
 
 
 def _decoded(text: bytes) -> dict[str, Any]:
