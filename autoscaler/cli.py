@@ -195,23 +195,24 @@ async def _run_once(settings: Settings, *, dry_run: bool) -> Passed:
 
 
 async def _run_until_stopped(settings: Settings, *, dry_run: bool) -> None:
-    await run_until_stopped(await _world(settings), settings, dry_run=dry_run)
+    await run_until_stopped(await _world(settings, follow=True), settings, dry_run=dry_run)
 
 
-async def _world(settings: Settings) -> World:
-    """Return the real ports that the settings name."""
+async def _world(settings: Settings, *, follow: bool = False) -> World:
+    """Return the real ports that the settings name; `follow`: the cluster is watched, for more than one reading."""
     clock = SystemClock()
     history = history_of(settings)
-    cluster = await _cluster(settings, clock)
+    cluster = await _cluster(settings, clock, follow=follow)
     return World(clock, history, cluster, _agents(settings, clock, cluster), HttpScalers(cluster, clock))
 
 
-async def _cluster(settings: Settings, clock: SystemClock) -> FolderCluster | KubeCluster:
+async def _cluster(settings: Settings, clock: SystemClock, *, follow: bool) -> FolderCluster | KubeCluster:
     if settings.cluster_dir is not None:
         return FolderCluster(settings.cluster_dir, clock)
     from autoscaler.kube.cluster import KubeCluster  # the client costs a second and 60 MB to import
+    from autoscaler.kube.patience import patience_of
 
-    return await KubeCluster.connect(settings.kubeconfig, clock)
+    return await KubeCluster.connect(settings.kubeconfig, clock, patience_of(settings) if follow else None)
 
 
 def _agents(settings: Settings, clock: SystemClock, cluster: FolderCluster | KubeCluster) -> HttpAgents:

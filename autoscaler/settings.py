@@ -53,6 +53,29 @@ class Settings(BaseSettings):
     """A folder of manifests in place of an API server."""
     kubeconfig: Path | None = None
     """Kubeconfig of the cluster; unset: the service account of the pod, else the default kubeconfig."""
+    cluster_stale_seconds: PositiveFloat = 120.0
+    """A kind of object that the API server says nothing of for longer stops the passes: old is never taken for now.
+    It speaks each 60 to 75 s, also when nothing changes; below 100 a healthy, quiet cluster can stop them."""
+    cluster_resync_seconds: PositiveFloat = 3600.0
+    """Time after which a kind of object is listed again, whatever its watch said; half to all of it, by kind."""
+    kube_qps: PositiveFloat = 50.0
+    """Requests a second to the API server, on average. 1,000 statuses that changed are written in 20 s at 50."""
+    kube_burst: PositiveInt = 100
+    """Requests that may go at once after a rest, above that average."""
+
+    leader_elect: bool | None = None
+    """Whether only the holder of the Lease acts; unset: in a cluster yes, elsewhere no. One pass takes no Lease."""
+    lease_name: str = "tf-autoscaler"
+    """Name of the Lease; controllers that share one take turns."""
+    lease_namespace: str = ""
+    """Namespace of the Lease; unset: the pod's own, else that of the kubeconfig's context."""
+    lease_duration_seconds: PositiveInt = 15
+    """A leader that is not seen to renew for so long is taken for dead; shorter fails over sooner, and wrongly
+    where the API server is slow."""
+    lease_renew_deadline_seconds: PositiveFloat = 10.0
+    """A leader that could not renew for so long stops; what is left of the duration is for stopping."""
+    lease_retry_seconds: PositiveFloat = 2.0
+    """Time between renewals, and between looks while standing by."""
 
     agents: dict[str, str] = {}
     """Base URL of a node's agent by node name, where the template does not fit."""
@@ -100,6 +123,16 @@ class Settings(BaseSettings):
     def _one_cluster(self) -> Self:
         if self.cluster_dir is not None and self.kubeconfig is not None:
             raise ValueError("cluster_dir and kubeconfig exclude each other: give one")
+        return self
+
+    @model_validator(mode="after")
+    def _one_leader(self) -> Self:
+        if self.leader_elect and self.cluster_dir is not None:
+            raise ValueError("leader_elect needs a cluster: a folder has no Leases")
+        if not self.lease_duration_seconds > self.lease_renew_deadline_seconds > self.lease_retry_seconds:
+            raise ValueError(
+                "a Lease needs lease_duration_seconds > lease_renew_deadline_seconds > lease_retry_seconds"
+            )
         return self
 
     @model_validator(mode="after")

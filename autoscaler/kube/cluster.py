@@ -1,24 +1,25 @@
 """The Cluster port on a Kubernetes API server.
 
-Each pass lists what matters, in pages; each write is guarded by the object's UID, so that a namesake is never touched.
+Reading is the `store`'s part; each write is guarded by the object's UID, so that a namesake is never touched, and what
+the server answers is what the next reading knows at least.
 Pods are annotated by merge patch (only the keys that change), statuses are applied server-side with force (the whole
 status, as this controller owns it), replicas go through the scale subresource.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from autoscaler.contract import keys
 from autoscaler.contract.keys import FIELD_MANAGER
 from autoscaler.errors import ClusterError, ConflictError
 from autoscaler.kube.client import APPLY_PATCH, MERGE_PATCH, KubeClient, StatusError
-from autoscaler.kube.kinds import BY_KIND, EVENTS, RESOURCES, SECRET, ApiResource
-from autoscaler.kube.listing import list_whole
+from autoscaler.kube.kinds import BY_KIND, EVENTS, SECRET, ApiResource
+from autoscaler.kube.patience import Patience
+from autoscaler.kube.store import Store
 from autoscaler.model.event import EventKey, event_key, new_event, series_after
 from autoscaler.model.secret import secret_texts
 from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Scale, WriteStatus
@@ -27,31 +28,29 @@ from autoscaler.model.stored import learnt
 from autoscaler.model.workload import ClusterView, Manifest, ObjectRef
 from autoscaler.ports import Clock
 
-POD_SELECTORS: Final = (f"{keys.ENABLED}=true", keys.WORKLOAD)
-"""Selectors know no "or", so pods are listed twice."""
-
 EVENTS_REMEMBERED: Final = 1024
 _MANAGER: Final = {"fieldManager": FIELD_MANAGER}
 
 
 class KubeCluster:
-    """One API server; `clock` dates events."""
+    """One API server; `clock` dates events. With `patience` it is followed by watches, else each reading lists."""
 
-    def __init__(self, client: KubeClient, clock: Clock) -> None:
+    def __init__(self, client: KubeClient, clock: Clock, patience: Patience | None = None) -> None:
         self._client = client
+        self._store = Store(client, patience)
         self._clock = clock
         self._events: OrderedDict[EventKey, dict[str, Any]] = OrderedDict()
         self._lost: dict[str, frozenset[StatusPath]] = {}
 
     @classmethod
-    async def connect(cls, kubeconfig: Path | None, clock: Clock) -> KubeCluster:
+    async def connect(cls, kubeconfig: Path | None, clock: Clock, patience: Patience | None = None) -> KubeCluster:
         """Return the cluster of a kubeconfig, of the pod's service account, or of the default kubeconfig.
 
         Raises:
             ClusterError: none of them can be used.
 
         """
-        return cls(await KubeClient.connect(kubeconfig), clock)
+        return cls(await KubeClient.connect(kubeconfig), clock, patience)
 
     @property
     def client(self) -> KubeClient:
@@ -62,28 +61,11 @@ class KubeCluster:
         """Return all objects that matter.
 
         Raises:
-            ClusterError: one kind could not be read; nothing is returned then, never a part.
+            ClusterError: one kind can't be read, or was not heard of for too long; never a part, never an old view.
 
         """
-        # Pods first: whatever owns a pod exists before it does.
-        pods = await self._pods()
-        others = [resource for resource in RESOURCES if resource.kind != "Pod"]
-        lists = await asyncio.gather(*(self._list(resource, {}) for resource in others))
-        fields: dict[str, list[Manifest]] = {}
-        for resource, items in zip(others, lists, strict=True):
-            fields.setdefault(resource.field, []).extend(items)
-        return ClusterView(
-            profiles=tuple(fields["profiles"]),
-            workloads=tuple(fields["workloads"]),
-            pods=tuple(pods),
-            owners=tuple(fields["owners"]),
-            nodes=tuple(fields["nodes"]),
-            quotas=tuple(fields["quotas"]),
-            scalers=tuple(fields["scalers"]),
-            budgets=tuple(fields["budgets"]),
-            gpus=tuple(fields["gpus"]),
-            lost=dict(self._lost),
-        )
+        view = await self._store.read()
+        return replace(view, lost=dict(self._lost)) if self._lost else view
 
     async def write(self, write: ClusterWrite) -> None:
         """Carry out one write.
@@ -120,32 +102,19 @@ class KubeCluster:
         return secret_texts(await self._client.request("GET", SECRET.path(namespace, name)))
 
     async def close(self) -> None:
-        """Release connections."""
+        """End all watches and release connections."""
+        await self._store.close()
         await self._client.close()
-
-    async def _pods(self) -> list[Manifest]:
-        found = await asyncio.gather(
-            *(self._list(BY_KIND["Pod"], {"labelSelector": selector}) for selector in POD_SELECTORS)
-        )
-        return list({pod["metadata"]["uid"]: pod for pods in found for pod in pods}.values())
-
-    async def _list(self, resource: ApiResource, query: Mapping[str, str]) -> list[Manifest]:
-        try:
-            listed = await list_whole(self._client, resource.path(), query, lambda item: _trimmed(item, resource))
-        except StatusError as error:
-            if resource.optional and error.status == 404:
-                return []
-            raise
-        return list(listed.items)
 
     async def _create(self, manifest: Manifest) -> None:
         resource = _resource(manifest["kind"])
         path = resource.path(manifest["metadata"].get("namespace", ""))
-        await self._client.request("POST", path, _MANAGER, manifest)
+        self._store.wrote(await self._client.request("POST", path, _MANAGER, manifest), resource.kind)
 
     async def _annotate(self, write: Annotate) -> None:
         metadata = {"annotations": dict(write.annotations), **_uid(write.ref)}
-        await self._client.request("PATCH", _path(write.ref), _MANAGER, {"metadata": metadata}, MERGE_PATCH)
+        answer = await self._client.request("PATCH", _path(write.ref), _MANAGER, {"metadata": metadata}, MERGE_PATCH)
+        self._store.wrote(answer, write.ref.kind)
 
     async def _write_status(self, write: WriteStatus) -> None:
         """Apply the whole status; the server judges no UID on a status, so the version stands for it.
@@ -170,6 +139,7 @@ class KubeCluster:
         body = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": metadata, "status": write.status}
         query = {**_MANAGER, "force": "true"}
         kept = await self._client.request("PATCH", _path(ref, "status"), query, body, APPLY_PATCH)
+        self._store.wrote(kept, ref.kind)
         known = self._lost.get(ref.kind, frozenset())
         self._lost[ref.kind] = learnt(known, write.status, kept.get("status") or {})
 
@@ -178,11 +148,10 @@ class KubeCluster:
         path = _path(write.ref, "scale")
         scale = await self._client.request("GET", path)
         guard = {"metadata": {"resourceVersion": _same(write.ref, scale)}}
-        if (scale.get("spec") or {}).get("replicas", 0) == write.replicas:
-            return
-        await self._client.request(
-            "PATCH", path, _MANAGER, {**guard, "spec": {"replicas": write.replicas}}, MERGE_PATCH
-        )
+        if (scale.get("spec") or {}).get("replicas", 0) != write.replicas:
+            body = {**guard, "spec": {"replicas": write.replicas}}
+            scale = await self._client.request("PATCH", path, _MANAGER, body, MERGE_PATCH)
+        self._store.wrote(scale, write.ref.kind)
 
     async def _emit(self, emit: Emit) -> None:
         key, now = event_key(emit), self._clock.now()
@@ -235,19 +204,3 @@ def _same(ref: ObjectRef, found: Manifest) -> str:
     if ref.uid and metadata.get("uid") != ref.uid:
         raise ConflictError(f"{ref.kind} {ref.name} was replaced: its UID is {metadata.get('uid')}, not {ref.uid}")
     return str(metadata["resourceVersion"])
-
-
-def _trimmed(item: dict[str, Any], resource: ApiResource) -> Manifest:
-    """Return an item with its kind, which lists leave out, and without what is large and never read."""
-    item["apiVersion"], item["kind"] = resource.api_version, resource.kind
-    item["metadata"].pop("managedFields", None)
-    if resource.kind == "Pod":
-        spec, status = item.get("spec") or {}, item.get("status") or {}
-        item["spec"] = {
-            "nodeName": spec.get("nodeName", ""),
-            "containers": [{"name": container["name"]} for container in spec.get("containers") or ()],
-        }
-        item["status"] = {key: status[key] for key in ("phase", "conditions") if key in status}
-    elif resource.kind == "Node":
-        (item.get("status") or {}).pop("images", None)
-    return item
