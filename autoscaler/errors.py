@@ -3,7 +3,9 @@
 AutoscalerError
 ├── ConfigError          the user: an annotation, profile, manifest or flag (carries every problem found)
 ├── ClusterError         the cluster: the API server or the manifest folder could not be read or written
-│   └── ConflictError    someone else wrote first; read again and decide again
+│   ├── ConflictError    someone else wrote first; read again and decide again
+│   └── InvalidError     what was written can't be held there; the same again changes nothing
+├── LeadershipLostError  nobody: another controller leads now, or none can be chosen
 ├── HistoryError         Prometheus: down, slow, or its answer cannot be read
 ├── NodeError            a node agent: away, or it refused
 │   └── RefusedError     the agent answered and changed nothing (carries its reason)
@@ -53,6 +55,14 @@ class ClusterError(AutoscalerError):
 
 class ConflictError(ClusterError):
     """The object changed since it was read."""
+
+
+class InvalidError(ClusterError):
+    """What was written is refused as it is; the same again would be refused again."""
+
+
+class LeadershipLostError(AutoscalerError):
+    """This process leads no longer, or can't be sure that it does."""
 
 
 class HistoryError(AutoscalerError):

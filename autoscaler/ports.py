@@ -1,4 +1,4 @@
-"""All that the core needs of the world: Clock, History, Cluster (with its Secrets), Enforcement, Scalers.
+"""All that the core needs of the world: Clock, History, Cluster (with its Secrets), Enforcement, Scalers, Leadership.
 
 Each has a real implementation in a gateway and an in-memory or on-disk one beside it, so that everything runs without
 a cluster, a Prometheus or a GPU.
@@ -6,7 +6,8 @@ a cluster, a Prometheus or a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from autoscaler.contract.quota import QuotaDocument, QuotaStatus
@@ -115,6 +116,36 @@ class Enforcement(Protocol):
         Raises:
             RefusedError: the agent changed nothing and says why.
             NodeError: the agent is away.
+
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...
+
+
+class Leadership(Protocol):
+    """Which one of several controllers acts."""
+
+    async def lead(
+        self, work: Callable[[int], Awaitable[None]], stop: asyncio.Event, saw: Callable[[str, str], None]
+    ) -> None:
+        """Stand by until this process leads, then run `work` with the number of the leader's term; give it back after.
+
+        Standing by ends with `stop`; work ends by itself. `saw` is told after each look: who leads, else what is wrong.
+
+        Raises:
+            LeadershipLostError: the lead was lost; work was cancelled and has ended.
+
+        """
+        ...
+
+    async def confirm(self) -> None:
+        """Return when this process leads for sure; waits while it is not known.
+
+        Raises:
+            LeadershipLostError: it does not.
 
         """
         ...
