@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoscaler.errors import ConfigError, Problem
 from autoscaler.model import defaults
+
+_S = TypeVar("_S", bound=BaseSettings)
 
 
 class Settings(BaseSettings):
@@ -151,8 +153,18 @@ def settings_of(given: dict[str, Any]) -> Settings:
         ConfigError: with every value that is not allowed.
 
     """
+    return loaded(Settings, given)
+
+
+def loaded(kind: type[_S], given: dict[str, Any]) -> _S:
+    """Return settings of a kind, as `settings_of` does.
+
+    Raises:
+        ConfigError: with every value that is not allowed.
+
+    """
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         problems = [
             Problem(".".join(map(str, one["loc"])) or "settings", str(one["input"]), one["msg"])
