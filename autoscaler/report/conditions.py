@@ -13,6 +13,7 @@ from autoscaler.model.decision import Decision, Field, FieldDecision
 from autoscaler.model.external import ScalerReason
 from autoscaler.model.reasons import Cause, Verdict
 from autoscaler.report.message import is_blocked
+from autoscaler.report.remedy import switched_off
 from autoscaler.report.reported import Acknowledgement, MetricsReason, Reported, SyncReason, timestamp
 
 MAX_MESSAGE_CHARACTERS: Final = 4096
@@ -136,13 +137,19 @@ def listed(
 def gravest(decisions: Iterable[FieldDecision]) -> FieldDecision | None:
     """Return the figure whose guard matters most to a reader, None when none was held back."""
     blocked = [one for one in decisions if is_blocked(one)]
-    return min(blocked, key=lambda one: GRAVEST_FIRST.index(one.verdict), default=None)
+    return min(blocked, key=_gravity, default=None)
+
+
+def _gravity(decision: FieldDecision) -> int:
+    """Return a figure's place among those that were held: a bound under which nothing shrinks is nobody's trouble."""
+    is_floor = decision.verdict is Verdict.BOUND_LIMITED and decision.uncapped <= decision.allowed
+    return GRAVEST_FIRST.index(Verdict.WITHIN_TOLERANCE if is_floor else decision.verdict)
 
 
 def _provided(reported: Reported) -> Told:
     decision = reported.decision
     known = [one for one in decision.fields if math.isfinite(one.wanted) and _estimated(one)] if decision else []
-    if decision is None or not known:
+    if decision is None or not known or not decision.samples:
         return False, Reason.NO_DATA, f"no recommendation yet: {reported.metrics.message}"
     held = {one.verdict for one in known}
     text = f"from {decision.samples} samples"
@@ -161,10 +168,11 @@ def _applied(reported: Reported, nodes: Acknowledgement, fields: tuple[Field, ..
     if decision is None:
         reason = Verdict.CONFIG_INVALID if reported.workload.problems else Reason.NO_DATA
         return False, reason, "there is no decision"
-    text = "; ".join(reported.sentences[field] for field in fields)
+    text = reported.told(fields)
     on = [decision[field] for field in fields if decision[field].mode is Mode.ON]
     if not on:
-        return False, Verdict.RECOMMEND_ONLY, text
+        is_recommending = any(decision[field].mode is Mode.RECOMMEND for field in fields)
+        return False, Verdict.RECOMMEND_ONLY, f"{switched_off(fields[0], is_recommending=is_recommending)}; {text}"
     if reported.error and any(one.changed for one in on):
         return False, Reason.WRITE_FAILED, reported.error
     worst = gravest(on)
@@ -201,9 +209,11 @@ def headline(conditions: Sequence[Mapping[str, Any]], decision: Decision | None)
     for type_ in (ConditionType.CONFIG_VALID, ConditionType.METRICS_AVAILABLE):
         if by_type[type_]["status"] == "False":
             return str(by_type[type_]["reason"])
+    sync = by_type[ConditionType.ENFORCEMENT_IN_SYNC]
     failing = [by_type[type_]["reason"] for type_ in LAYERS if by_type[type_]["status"] == "False"]
     grave = [reason for reason in failing if reason != Verdict.RECOMMEND_ONLY]
-    urgent = next((reason for reason in grave if reason in _ACTED_ON_FIRST), None)
+    away = [sync["reason"]] if grave and sync["status"] == "False" else []
+    urgent = next((reason for reason in (*grave, *away) if reason in _ACTED_ON_FIRST), None)
     if urgent is not None:
         return str(urgent)
     if grave:
@@ -211,5 +221,4 @@ def headline(conditions: Sequence[Mapping[str, Any]], decision: Decision | None)
         return str(worst.verdict) if worst is not None else str(grave[0])
     if len(failing) == len(LAYERS):
         return str(Verdict.RECOMMEND_ONLY)
-    sync = by_type[ConditionType.ENFORCEMENT_IN_SYNC]
     return str(sync["reason"]) if sync["status"] == "False" else str(Reason.APPLIED)

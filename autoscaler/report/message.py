@@ -76,6 +76,12 @@ def sentence(decision: FieldDecision) -> str:
     return text
 
 
+def brief(decision: FieldDecision) -> str:
+    """Return what happens to a figure and what led to it, without the numbers behind it."""
+    text = f"{_subject(decision)} {_move(decision)}"
+    return f"{text} ({decision.because or decision.cause})" if moves(decision) or is_blocked(decision) else text
+
+
 def sentences_of(decision: Decision) -> dict[Field, str]:
     """Return one sentence per figure."""
     return {one.field: sentence(one) for one in decision.fields}

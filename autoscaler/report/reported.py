@@ -6,7 +6,7 @@ Neighbours: `conditions`, `status` and `events` render a `Reported`, each for it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -16,13 +16,15 @@ from typing import Final
 from autoscaler.contract.keys import EFFECTIVE_NOW, Effect
 from autoscaler.contract.quota import DeviceQuota, DeviceStatus, WorkerStatus
 from autoscaler.model.allowed import Overlay, overlay_of
-from autoscaler.model.decision import Decision, Field
+from autoscaler.model.decision import Decision, Field, FieldDecision
 from autoscaler.model.external import ScalerState
+from autoscaler.model.reasons import Verdict
 from autoscaler.model.resources import Amounts
 from autoscaler.model.schedule import Turn
 from autoscaler.model.snapshot import NodeState
 from autoscaler.model.workload import Worker, Workload
-from autoscaler.report.message import sentences_of
+from autoscaler.report.message import VERDICT_TEXT, brief, is_blocked, sentence
+from autoscaler.report.remedy import Held, way_out
 
 _SLOWEST_LAST: Final = tuple(Effect)
 
@@ -56,13 +58,22 @@ class MetricsHealth:
     message: str = "samples are arriving"
 
 
+def _unnumbered(_: Field) -> Mapping[str, float]:
+    return {}
+
+
+def _waits(decision: FieldDecision) -> bool:
+    return is_blocked(decision) and decision.verdict is not Verdict.RECOMMEND_ONLY
+
+
 @dataclass(frozen=True)
 class Reported:
     """A workload after a pass. `decision` is None while there is nothing to decide on.
 
     `nodes` are the nodes as they answered last. `held` says per pod UID what the node could not be sent
     (`Reason: sentence`), `error` why writes failed (empty: they did not). `now` is in seconds since the epoch. `turn`:
-    what its rules by the clock say, `scaler`: what is known of its own scaler; None where it has none.
+    what its rules by the clock say, `scaler`: what is known of its own scaler; None where it has none. `numbers`: those
+    behind the verdict on a figure, worked out when asked for.
     """
 
     workload: Workload
@@ -74,6 +85,7 @@ class Reported:
     error: str = ""
     turn: Turn | None = None
     scaler: ScalerState | None = None
+    numbers: Callable[[Field], Mapping[str, float]] = _unnumbered
 
     @cached_property
     def statuses(self) -> tuple[WorkerStatus | None, ...]:
@@ -88,7 +100,29 @@ class Reported:
     @cached_property
     def sentences(self) -> Mapping[Field, str]:
         """One sentence per figure, empty while nothing is decided: rendered once for all who show it."""
-        return sentences_of(self.decision) if self.decision is not None else {}
+        if self.decision is None:
+            return {}
+        return {one.field: sentence(one) + self._way(one) for one in self.decision.fields}
+
+    def told(self, figures: Iterable[Field]) -> str:
+        """Return what happens to some figures, and once for those that wait for the same what that is."""
+        groups: dict[str, list[str]] = {}
+        decision = self.decision
+        for one in [decision[figure] for figure in figures] if decision is not None else ():
+            held = f": {one.verdict}, {VERDICT_TEXT[one.verdict]}{self._way(one)}" if _waits(one) else ""
+            groups.setdefault(held, []).append(brief(one))
+        return "; ".join(
+            ", ".join(texts) + held for held, texts in sorted(groups.items(), key=lambda group: not group[0])
+        )
+
+    @cached_property
+    def _ways(self) -> Mapping[Field, str]:
+        waiting = [one for one in self.decision.fields if _waits(one)] if self.decision is not None else []
+        return {one.field: way_out(Held(one, self.numbers(one.field), self.workload)) for one in waiting}
+
+    def _way(self, decision: FieldDecision) -> str:
+        way = self._ways.get(decision.field, "")
+        return f": {way}" if way else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +162,8 @@ def acknowledged(reported: Reported) -> Acknowledgement:
         return Acknowledgement(workers, workers, effect, SyncReason.IN_SYNC, f"{workers} of {workers} acknowledged")
     pod, reason, text = lags[0]
     message = f"{workers - len(lags)} of {workers} acknowledged; {pod}: {text}"
+    if reason == SyncReason.AGENT_UNREACHABLE:
+        message += "; what it holds stays, what was decided is sent when the agent answers"
     return Acknowledgement(workers - len(lags), workers, effect, reason, message)
 
 

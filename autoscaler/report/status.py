@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from autoscaler.contract.keys import WORKLOAD
 from autoscaler.model.allowed import allowed_amounts, is_applied
+from autoscaler.model.config import Mode
 from autoscaler.model.decision import Decision, Field, field_of
 from autoscaler.model.quantity import format_duration
 from autoscaler.model.resources import SPECS, Amounts, Resource, Side
@@ -27,7 +28,7 @@ from autoscaler.report.conditions import (
     listed,
 )
 from autoscaler.report.display import arrow, layers_on, recommended_amounts, resource_text, short_status
-from autoscaler.report.message import amount_text, explanation
+from autoscaler.report.message import amount_text, is_blocked, moves
 from autoscaler.report.reported import (
     Acknowledgement,
     MetricsHealth,
@@ -61,7 +62,7 @@ def status_of(reported: Reported) -> dict[str, Any]:
         "autoscaling": {
             **_figures(reported),
             "current": _resources(_held(current)),
-            "display": _display(reported, current, headline(conditions, reported.decision)),
+            "display": _display(reported, current, nodes, headline(conditions, reported.decision)),
             "selector": f"{WORKLOAD}={workload.key.name}",
             **_progress(reported, nodes),
             **_by_clock(reported),
@@ -129,7 +130,7 @@ def _resource(sentences: Mapping[Field, str], decision: Decision, resource: Reso
     }
 
 
-def _display(reported: Reported, current: Amounts, reason: str) -> dict[str, Any]:
+def _display(reported: Reported, current: Amounts, nodes: Acknowledgement, reason: str) -> dict[str, Any]:
     decision, workload = reported.decision, reported.workload
     figures = recommended_amounts(current, decision)
     replicas = _recommended_replicas(reported)
@@ -142,20 +143,26 @@ def _display(reported: Reported, current: Amounts, reason: str) -> dict[str, Any
         "status": short_status(reason),
         "bounds": _bounds(decision),
         "usage": _usage(reported),
-        "message": _message(reported)[:MAX_MESSAGE_CHARACTERS],
+        "message": (nodes.message if reason == nodes.reason else _message(reported))[:MAX_MESSAGE_CHARACTERS],
     }
 
 
 def _message(reported: Reported) -> str:
+    """Return the one sentence that says most: what is wrong, else what holds the figure that matters most."""
     if reported.workload.problems:
         return config_valid(reported.workload.problems)[2]
     if reported.error:
         return reported.error
-    return (
-        explanation(reported.decision, reported.sentences)
-        if reported.decision is not None
-        else reported.metrics.message
-    )
+    if reported.metrics.reason is not MetricsReason.FOUND or reported.decision is None:
+        return reported.metrics.message
+    on = [one for one in reported.decision.fields if one.mode is Mode.ON]
+    held = gravest(on)
+    if held is not None:
+        return reported.told((held.field,))
+    moving = [one.field for one in on if moves(one)] or [
+        one.field for one in reported.decision.fields if is_blocked(one)
+    ]
+    return reported.told(moving) or "every figure is where it should be"
 
 
 def _bounds(decision: Decision | None) -> str | None:

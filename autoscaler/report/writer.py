@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 import structlog
 
 from autoscaler.errors import AutoscalerError
+from autoscaler.guard.held import held_numbers
 from autoscaler.model.decision import Decision
 from autoscaler.model.external import ScalerState
+from autoscaler.model.gpu_models import known_model
 from autoscaler.model.orders import Orders
 from autoscaler.model.proposal import Allowed
 from autoscaler.model.reasons import VERDICT_CODE, Verdict
@@ -30,12 +33,16 @@ from autoscaler.report.disturbed import disturbed_workers
 from autoscaler.report.events import events_of, invalid_events
 from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.report.profiles import profile_writes
-from autoscaler.report.reported import MetricsHealth, MetricsReason, Reported
+from autoscaler.report.reported import MetricsHealth, MetricsReason, Reported, timestamp
 from autoscaler.report.status import broken_status, changed, status_of
 
 log = structlog.get_logger(__name__)
 SWEEP_PASSES: Final = 20
 TARGET_DRIFT_RATIO: Final = 0.05
+NO_SAMPLE: Final = (
+    "no sample of any worker yet: is a worker running and using the GPU, is its node's agent up, and scraped by the "
+    "Prometheus that is asked?"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,12 +110,27 @@ def health(passed: Passed, row: int) -> MetricsHealth:
     wanted = passed.allowed.wanted
     age = passed.snapshot.now - float(wanted.last_at[row])
     if passed.history_error:
-        return MetricsHealth(MetricsReason.PROMETHEUS_ERROR, passed.history_error)
+        return MetricsHealth(MetricsReason.PROMETHEUS_ERROR, f"everything is held: {passed.history_error}")
     if wanted.samples[row] == 0:
-        return MetricsHealth(MetricsReason.MISSING, "no sample of any worker yet")
+        return _missing(passed.snapshot.discovered.workloads[row].config.gpu_model)
     if not age <= passed.fresh_seconds:
-        return MetricsHealth(MetricsReason.STALE, f"the newest sample is {age:.0f} s old")
+        return MetricsHealth(MetricsReason.STALE, _staleness(passed, float(wanted.last_at[row])))
     return MetricsHealth(MetricsReason.FOUND, "samples are arriving")
+
+
+def _missing(model: str) -> MetricsHealth:
+    """Return why there is no sample: a model that no driver of ours can see never sends one."""
+    if model and known_model(model) is None:
+        text = f"no sample yet, and gpu-model {model} is none that the node agents know: they see what NVML shows"
+        return MetricsHealth(MetricsReason.UNSUPPORTED_DEVICE, text)
+    return MetricsHealth(MetricsReason.MISSING, NO_SAMPLE)
+
+
+def _staleness(passed: Passed, last_at: float) -> str:
+    return (
+        f"everything is held: the newest sample is of {timestamp(last_at)}, over {passed.fresh_seconds:.0f} s old; "
+        "is a worker running, and is its node's agent up and scraped?"
+    )
 
 
 def _reported(passed: Passed, row: int, decision: Decision) -> Reported:
@@ -123,6 +145,7 @@ def _reported(passed: Passed, row: int, decision: Decision) -> Reported:
         error=passed.errors.get(workload.key, ""),
         turn=passed.allowed.fleet.orders.turns.turns[row],
         scaler=passed.allowed.fleet.orders.scalers[row],
+        numbers=partial(held_numbers, passed.allowed, row),
     )
 
 
