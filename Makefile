@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+HELM ?= $(shell command -v helm)
+CHART := charts/tensor-fusion-autoscaler
 
-.PHONY: help setup system demo test check pytest bench crds fix constraints clean
+.PHONY: help setup system demo test check pytest bench crds chart manifests fix constraints clean
 
 help:  ## This list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -30,7 +32,9 @@ check: $(READY)  ## Format, lint, types, layers, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/tf-autoscaler crds --check crds
+	$(BIN)/tf-autoscaler crds --check $(CHART)/files/crds
 	$(BIN)/tf-autoscaler crds --docs --check docs/reference
+	@$(if $(HELM),$(HELM) lint --quiet --strict $(CHART),echo 'helm is not found (HELM names it): the chart is not linted')
 
 pytest: $(READY)
 	$(BIN)/python -m pytest
@@ -38,9 +42,19 @@ pytest: $(READY)
 bench: $(READY)  ## Measure; the numbers belong into docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks
 
-crds: $(READY)  ## Generate crds/ and docs/reference/ from the model
+crds: $(READY)  ## Generate crds/, the chart's copy and docs/reference/ from the model
 	$(BIN)/tf-autoscaler crds crds
+	$(BIN)/tf-autoscaler crds $(CHART)/files/crds
 	$(BIN)/tf-autoscaler crds --docs docs/reference
+
+chart: crds  ## Pack the chart into dist/ (needs helm)
+	$(HELM) package --destination dist $(CHART)
+
+manifests:  ## Render the plain manifests of deploy/ from the chart (needs helm)
+	{ echo '# Rendered from $(CHART) by `make manifests`; how to apply them: docs/install.md'; \
+	cat deploy/namespace.yaml; \
+	$(HELM) template tf-autoscaler $(CHART) --namespace tf-autoscaler --values deploy/values.yaml \
+	| sed -E '/^# Source: |managed-by: Helm|helm.sh\/chart: /d'; } > deploy/tf-autoscaler.yaml
 
 fix: $(READY)  ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix
