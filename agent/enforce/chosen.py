@@ -1,0 +1,145 @@
+"""Several actuators as one backend: for every worker and device the first that reaches it, for each part on its own.
+
+Once chosen, an actuator stays a worker's: two that hold the same limit would fight. Where none reaches a part, the
+worker is measured only, and the reason lists what each one said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from agent.enforce.actuator import BOTH, SLOWEST_LAST, Actuator, Part
+from agent.enforce.backend import Applied, Capabilities, LiveUse
+from agent.govern import id_of
+from agent.report import WorkerKey
+from agent.samples import Worker
+from autoscaler.contract.keys import Effect
+from autoscaler.contract.quota import DeviceQuota, Observed
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Who serves one part of a worker on a device, None with the reasons where nobody does."""
+
+    actuator: Actuator | None
+    effect: Effect
+    reason: str = ""
+
+
+class ChosenBackend:
+    """A `Backend` made of actuators; `order` lists the candidates by part, the best first."""
+
+    name = "auto"
+
+    def __init__(self, order: Mapping[Part, Sequence[Actuator]], live_use: LiveUse) -> None:
+        self._order = order
+        self._live_use = live_use
+        self._choices: dict[WorkerKey, dict[Part, Choice]] = {}
+
+    @property
+    def actuators(self) -> tuple[Actuator, ...]:
+        """Every actuator, once."""
+        return tuple({one.name: one for part in Part for one in self._order.get(part, ())}.values())
+
+    def probe(self) -> Capabilities:
+        """Return the best that any actuator can do here, by part."""
+        found = {one.name: one.probe() for one in self.actuators}
+        best = {
+            part: min((_effect(found[one.name], part) for one in self._order.get(part, ())), key=_rank, default=_NONE)
+            for part in Part
+        }
+        reasons = [f"{name}: {one.reason}" for name, one in found.items() if one.reason]
+        return Capabilities(best[Part.COMPUTE], best[Part.VRAM], "; ".join(reasons))
+
+    def observe(self, worker: Worker, uuid: str) -> Observed:
+        """Return the limits read back from whoever holds them, beside the live use."""
+        use = self._live_use(worker, uuid)
+        seen = {part: self._seen(choice, worker, uuid) for part, choice in self._chosen(worker, uuid).items()}
+        return Observed(
+            seen[Part.COMPUTE].tflops_limit, seen[Part.VRAM].vram_limit_bytes, use.tflops_used, use.vram_used_bytes
+        )
+
+    def apply(self, worker: Worker, quota: DeviceQuota) -> Applied:
+        """Put each part into force through whoever serves it; the effect is the slower of the two."""
+        chosen = self._chosen(worker, quota.uuid)
+        effects, reasons = [], []
+        for actuator, parts in _served(chosen):
+            applied = actuator.apply(worker, quota, parts)
+            effects.append(applied.effect)
+            reasons += [applied.reason] if applied.reason else []
+        for part, choice in chosen.items():
+            if choice.actuator is None:
+                effects.append(Effect.UNSUPPORTED)
+                reasons.append(f"Unsupported: {part.value}: {choice.reason}")
+        return Applied(max(effects, key=_rank), self.observe(worker, quota.uuid), "; ".join(reasons))
+
+    def in_force(self) -> Mapping[WorkerKey, int]:
+        """Return the VRAM limits that any actuator holds."""
+        return {key: limit for one in self.actuators for key, limit in one.in_force().items()}
+
+    def release(self, key: WorkerKey) -> None:
+        """Let go of a worker everywhere; it is looked at afresh when it comes back."""
+        for one in self.actuators:
+            one.release(key)
+        self._choices.pop(key, None)
+
+    def turn(self, now: float) -> None:
+        """Let every actuator do what a tick asks for."""
+        for one in self.actuators:
+            one.turn(now)
+
+    def restored(self) -> int:
+        """Return how often something that somebody else had changed was put right."""
+        return sum(one.restored() for one in self.actuators)
+
+    def names(self, key: WorkerKey) -> str:
+        """Return who serves a worker, compute before VRAM, once where it is the same; "observe" where nobody does."""
+        chosen = self._choices.get(key, {})
+        names = [choice.actuator.name for choice in chosen.values() if choice.actuator is not None]
+        return "+".join(dict.fromkeys(names)) or "observe"
+
+    def close(self) -> None:
+        """Stop working; what is in force stays."""
+        for one in self.actuators:
+            one.close()
+
+    def _chosen(self, worker: Worker, uuid: str) -> dict[Part, Choice]:
+        """Return who serves each part; a part that nobody serves is asked for again, as files appear late."""
+        key = (*id_of(worker), uuid)
+        chosen = self._choices.setdefault(key, {})
+        for part in Part:
+            if part not in chosen or chosen[part].actuator is None:
+                chosen[part] = self._choose(part, worker, uuid)
+        return chosen
+
+    def _choose(self, part: Part, worker: Worker, uuid: str) -> Choice:
+        reasons = []
+        for actuator in self._order.get(part, ()):
+            reach = actuator.reach(worker, uuid)
+            effect = _effect(reach, part)
+            if effect is not Effect.UNSUPPORTED:
+                return Choice(actuator, effect)
+            reasons.append(f"{actuator.name}: {reach.reason or 'not for this part'}")
+        return Choice(None, Effect.UNSUPPORTED, ", ".join(reasons) or "no backend is configured for it")
+
+    @staticmethod
+    def _seen(choice: Choice, worker: Worker, uuid: str) -> Observed:
+        return choice.actuator.observe(worker, uuid) if choice.actuator is not None else Observed()
+
+
+_NONE = Effect.UNSUPPORTED
+
+
+def _rank(effect: Effect) -> int:
+    return SLOWEST_LAST.index(effect)
+
+
+def _effect(capabilities: Capabilities, part: Part) -> Effect:
+    return capabilities.compute if part is Part.COMPUTE else capabilities.vram
+
+
+def _served(chosen: Mapping[Part, Choice]) -> list[tuple[Actuator, frozenset[Part]]]:
+    """Return each actuator once, with the parts it serves; VRAM first, as a refusal there says most."""
+    actuators = {choice.actuator.name: choice.actuator for choice in chosen.values() if choice.actuator is not None}
+    return [(one, frozenset(part for part in BOTH if chosen[part].actuator is one)) for one in actuators.values()]

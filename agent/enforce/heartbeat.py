@@ -1,0 +1,71 @@
+"""Whose heartbeat a shared file carries: ours, nobody's, or somebody else's, whom we leave it to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+_log = structlog.get_logger(__name__)
+STRANGER_SECONDS: Final = 2.5
+"""A heartbeat older than this beats no more; one that moves while we write nothing is somebody else's."""
+OWNED_NAME: Final = "tfshm.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Beat:
+    """A heartbeat as it was first seen."""
+
+    value: int
+    at: float
+
+
+class Ownership:
+    """Remembers, over a restart of the agent too, which files it kept; `clock` is monotonic, `wall` the epoch's."""
+
+    def __init__(self, state_dir: Path, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._state_dir, self._clock, self._wall = state_dir, clock, wall
+        self._owned: frozenset[str] = frozenset()
+        self._beats: dict[Path, _Beat] = {}
+
+    def load(self) -> None:
+        """Take up what an earlier run owned."""
+        try:
+            content = (self._state_dir / OWNED_NAME).read_bytes()
+            self._owned = frozenset(msgspec.json.decode(content, type=list[str]))
+        except FileNotFoundError:
+            self._owned = frozenset()
+        except msgspec.DecodeError as error:
+            _log.warning("owned_files_unreadable", error=str(error), then="each heartbeat is watched before it is kept")
+
+    def stranger(self, path: Path, beat: int) -> str:
+        """Return why a file with this heartbeat must be left to somebody else, or looked at again; "" when it is ours.
+
+        A file of an earlier run is ours at once: its limiter may not be left without a heartbeat.
+        """
+        if str(path) in self._owned or self._wall() - beat > STRANGER_SECONDS:
+            self._beats.pop(path, None)
+            return ""
+        first = self._beats.setdefault(path, _Beat(beat, self._clock()))
+        if beat != first.value:
+            self._beats[path] = _Beat(beat, self._clock())
+            return f"{path} is kept by somebody else: its heartbeat moves without this agent"
+        if self._clock() - first.at > STRANGER_SECONDS:
+            del self._beats[path]
+            return ""
+        return f"{path} has a fresh heartbeat; it is watched for {STRANGER_SECONDS:g} s whether it moves"
+
+    def own(self, path: Path, *, owned: bool) -> None:
+        """Note that a file is kept here, or is no more."""
+        after = self._owned | {str(path)} if owned else self._owned - {str(path)}
+        if after == self._owned:
+            return
+        self._owned = after
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        temporary = self._state_dir / f"{OWNED_NAME}.tmp"
+        temporary.write_bytes(msgspec.json.encode(sorted(after)))
+        temporary.replace(self._state_dir / OWNED_NAME)

@@ -1,0 +1,87 @@
+"""A file shared with a tenant's processes, mapped into memory; every write is one aligned store.
+
+The tenant may change the file, its size or its name at any time: what is opened is checked, links are not followed,
+and whoever reads believes nothing. Values are ctypes views, as a copy of bytes could be torn.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+class LayoutError(Exception):
+    """The file is not what it must be; nothing was written. The message says what was found and what was expected."""
+
+
+class MappedFile:
+    """One mapped file of exactly `size` bytes.
+
+    Raises:
+        LayoutError: it is no regular file of that size.
+        OSError: it can't be opened.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+                raise LayoutError(f"{path} has {found.st_size} bytes, must be a regular file of {size}")
+            self.inode = found.st_ino
+            self._memory = mmap.mmap(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def u32(self, offset: int) -> ctypes.c_uint32:
+        """Return the unsigned 32-bit number at an offset, as a view."""
+        return ctypes.c_uint32.from_buffer(self._memory, offset)
+
+    def i32(self, offset: int) -> ctypes.c_int32:
+        """Return the signed 32-bit number at an offset, as a view."""
+        return ctypes.c_int32.from_buffer(self._memory, offset)
+
+    def u64(self, offset: int) -> ctypes.c_uint64:
+        """Return the unsigned 64-bit number at an offset, as a view."""
+        return ctypes.c_uint64.from_buffer(self._memory, offset)
+
+    def f64(self, offset: int) -> ctypes.c_double:
+        """Return the double at an offset, as a view."""
+        return ctypes.c_double.from_buffer(self._memory, offset)
+
+    def text(self, offset: int, length: int) -> str:
+        """Return the bytes up to the first NUL as text; what is no ASCII is replaced."""
+        return self._memory[offset : offset + length].split(b"\0", 1)[0].decode("ascii", "replace")
+
+    def put_text(self, offset: int, length: int, text: str) -> None:
+        """Write text and fill up with NUL; only before anybody else reads the file."""
+        self._memory[offset : offset + length] = text.encode("ascii")[: length - 1].ljust(length, b"\0")
+
+    def is_current(self) -> bool:
+        """Tell whether the path still names this file whole: whoever touches a part that was cut off dies of it."""
+        try:
+            found = self.path.lstat()
+        except OSError:
+            return False
+        return (found.st_ino, found.st_size) == (self.inode, len(self._memory))
+
+    def close(self) -> None:
+        """Unmap; views that were handed out must be gone, or the memory goes with the last of them."""
+        try:
+            self._memory.close()
+        except BufferError:  # a view is still held somewhere: the mapping ends with it
+            return

@@ -1,0 +1,249 @@
+"""TensorFusion's limiter: limits and tokens in the memory it shares with the node, live for running workers.
+
+The file lies at `<root>/<namespace>/<pod>/shm`. Where the limiter's folder is there and no file in it, it is made here;
+where somebody else keeps its heartbeat, it is only read: two that steer one bucket would fight. The heartbeat and the
+refill have a thread of their own: a limiter that hears nothing for two seconds lets everything through, or nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from agent.enforce.actuator import Part, Surroundings
+from agent.enforce.backend import Applied, Capabilities
+from agent.enforce.bucket import Bucket
+from agent.enforce.heartbeat import Ownership
+from agent.enforce.mapped import LayoutError, MappedFile
+from agent.enforce.tfshm_layout import FILE_NAME, HEARTBEAT, UNLIMITED_BYTES, create_state, open_state, slots_of
+from agent.govern import id_of
+from agent.report import WorkerKey
+from agent.samples import Worker
+from autoscaler.contract.keys import Effect
+from autoscaler.contract.quota import DeviceQuota, Observed
+
+_log = structlog.get_logger(__name__)
+REFILL_SECONDS: Final = 0.2
+"""Well under the two seconds of silence that the limiter bears, and under its bucket's half second."""
+
+
+@dataclass(slots=True)
+class _File:
+    """One pod's file, whom it serves, and the buckets by device UUID."""
+
+    mapped: MappedFile
+    worker: Worker
+    buckets: dict[str, Bucket] = field(default_factory=dict)
+
+
+class TfshmActuator:
+    """Holds workers whose pods carry TensorFusion's limiter; `clock` is monotonic, `wall` the epoch's seconds."""
+
+    name = "tfshm"
+
+    def __init__(
+        self,
+        around: Surroundings,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,  # noqa: TID251  the file's heartbeat is in wall time
+    ) -> None:
+        self._around, self._clock, self._wall = around, clock, wall
+        self._ownership = Ownership(around.state_dir, clock, wall)
+        self._files: dict[Path, _File] = {}
+        self._restored = 0
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    def probe(self) -> Capabilities:
+        """Return whether limiters share memory with this node; take up what an earlier run owned."""
+        root = self._around.tfshm_root
+        if not root.is_dir():
+            return Capabilities(Effect.UNSUPPORTED, Effect.UNSUPPORTED, f"{root} is not there: no limiter is installed")
+        self._ownership.load()
+        return Capabilities(Effect.IMMEDIATE, Effect.NEXT_ALLOC)
+
+    def reach(self, worker: Worker, uuid: str) -> Capabilities:
+        """Return whether the worker's limiter listens to this agent."""
+        with self._lock:
+            reason = self._adopt(worker, uuid)
+        if reason:
+            return Capabilities(Effect.UNSUPPORTED, Effect.UNSUPPORTED, reason)
+        return Capabilities(Effect.IMMEDIATE, Effect.NEXT_ALLOC)
+
+    def observe(self, worker: Worker, uuid: str) -> Observed:
+        """Return the limits in the file."""
+        with self._lock:
+            bucket = self._bucket(worker, uuid)
+            if bucket is None:
+                return Observed()
+            limit_bytes = bucket.vram_limit_bytes
+            return Observed(bucket.tflops, limit_bytes if limit_bytes < UNLIMITED_BYTES else None)
+
+    def apply(self, worker: Worker, quota: DeviceQuota, parts: frozenset[Part]) -> Applied:
+        """Write the limits; compute acts within half a second, VRAM at the next allocation."""
+        effect = Effect.NEXT_ALLOC if Part.VRAM in parts else Effect.IMMEDIATE
+        with self._lock:
+            reason = self._adopt(worker, quota.uuid)
+            bucket = self._bucket(worker, quota.uuid)
+            if bucket is None:
+                return Applied(Effect.UNSUPPORTED, Observed(), f"Unsupported: tfshm: {reason}")
+            reasons = [self._limit(bucket, worker, quota, part) for part in sorted(parts)]
+            observed = self.observe(worker, quota.uuid)
+        return Applied(effect, observed, "; ".join(filter(None, reasons)))
+
+    def in_force(self) -> Mapping[WorkerKey, int]:
+        """Return the VRAM limits in all files that are kept; one without a limit promises nothing."""
+        with self._lock:
+            found = {
+                (*id_of(file.worker), uuid): bucket.vram_limit_bytes
+                for file in self._files.values()
+                for uuid, bucket in file.buckets.items()
+            }
+        return {key: limit_bytes for key, limit_bytes in found.items() if limit_bytes < UNLIMITED_BYTES}
+
+    def release(self, key: WorkerKey) -> None:
+        """Leave a file alone when its last device was let go; the limits in it stay."""
+        with self._lock:
+            for path, file in list(self._files.items()):
+                if id_of(file.worker) == key[:2]:
+                    file.buckets.pop(key[2], None)
+                    if not file.buckets:
+                        self._drop(path)
+
+    def turn(self, now: float) -> None:  # noqa: ARG002  the files' clock is this actuator's own
+        """Tell every limiter what its worker holds, steer its tokens, put right what a tenant changed."""
+        with self._lock:
+            for path, file in list(self._files.items()):
+                if not file.mapped.is_current():
+                    _log.warning("limiter_file_replaced", path=str(path), then="it is looked at afresh")
+                    self._drop(path)
+                    continue
+                for uuid, bucket in file.buckets.items():
+                    self._turn(file, uuid, bucket)
+
+    def restored(self) -> int:
+        """Return how many limits were written again because somebody else had changed them."""
+        return self._restored
+
+    def close(self) -> None:
+        """Stop the heartbeat; the limits stay."""
+        self._stop.set()
+        if self._keeper is not None:
+            self._keeper.join()
+        with self._lock:
+            for path in list(self._files):
+                self._drop(path)
+
+    def keep(self) -> None:
+        """Beat and refill, once, everywhere."""
+        at, wall = self._clock(), self._wall()
+        with self._lock:
+            for file in self._files.values():
+                if not file.mapped.is_current():
+                    continue
+                file.mapped.u64(HEARTBEAT).value = int(wall)
+                for bucket in file.buckets.values():
+                    bucket.refill(at, wall)
+
+    def _turn(self, file: _File, uuid: str, bucket: Bucket) -> None:
+        use, capacity = self._around.live_use(file.worker, uuid), self._around.tflops_of(uuid)
+        ratio = use.tflops_used / capacity if use.tflops_used is not None and capacity else None
+        bucket.steer(ratio, self._clock())
+        if use.vram_used_bytes is not None:
+            bucket.tell_use(use.vram_used_bytes)
+        wrong = bucket.put_right()
+        if wrong:
+            self._restored += wrong
+            _log.warning("limits_restored", path=str(file.mapped.path), device=uuid, changed=wrong)
+
+    def _limit(self, bucket: Bucket, worker: Worker, quota: DeviceQuota, part: Part) -> str:
+        """Put one part into force; return why not."""
+        if part is Part.COMPUTE:
+            capacity = self._around.tflops_of(quota.uuid)
+            if not capacity:
+                return f"UnknownModel: the TFLOPs of {quota.uuid} are not known, so {quota.tflops_limit:g} is no share"
+            bucket.limit_compute(min(quota.tflops_limit / capacity, 1.0), quota.tflops_limit)
+            return ""
+        used = self._around.live_use(worker, quota.uuid).vram_used_bytes
+        if used is not None and quota.vram_limit_bytes < used and not self._around.shrink_below_use:
+            return f"VRAMInUse: a limit of {quota.vram_limit_bytes} bytes is below the {used} in use"
+        bucket.limit_vram(quota.vram_limit_bytes)
+        return ""
+
+    def _path(self, worker: Worker) -> Path:
+        return self._around.tfshm_root / worker.namespace / worker.pod / FILE_NAME
+
+    def _bucket(self, worker: Worker, uuid: str) -> Bucket | None:
+        file = self._files.get(self._path(worker))
+        return None if file is None or id_of(file.worker) != id_of(worker) else file.buckets.get(uuid)
+
+    def _adopt(self, worker: Worker, uuid: str) -> str:
+        """Take the worker's slot on a device into keeping; return why it can't be."""
+        path = self._path(worker)
+        if not (_is_name(worker.namespace) and _is_name(worker.pod)):
+            return f"{worker.namespace}/{worker.pod} is no pod's name"
+        try:
+            file = self._files.get(path) or self._take(path, worker)
+        except FileNotFoundError:
+            return f"no limiter's folder at {path.parent}"
+        except (OSError, LayoutError) as error:
+            return str(error)
+        return file if isinstance(file, str) else _settle(file, worker, uuid)
+
+    def _take(self, path: Path, worker: Worker) -> _File | str:
+        """Open (or make) a file and begin to keep it; return why it is somebody else's."""
+        if not path.exists():
+            self._make(path, worker)
+        mapped = open_state(path)
+        stranger = self._ownership.stranger(path, mapped.u64(HEARTBEAT).value)
+        if stranger:
+            mapped.close()
+            return stranger
+        file = self._files[path] = _File(mapped, worker)
+        self._ownership.own(path, owned=True)
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep_on, name="tfshm", daemon=True)
+            self._keeper.start()
+        return file
+
+    def _make(self, path: Path, worker: Worker) -> None:
+        devices = {uuid: self._around.index_of(uuid) for uuid in worker.devices}
+        placed = {index: uuid for uuid, index in devices.items() if index is not None}
+        if not placed:
+            raise LayoutError(f"{path} is not there, and the devices of its worker are not known yet")
+        create_state(path, placed, self._wall())
+        self._ownership.own(path, owned=True)
+
+    def _drop(self, path: Path) -> None:
+        file = self._files.pop(path)
+        file.buckets.clear()
+        file.mapped.close()
+        if not path.exists():
+            self._ownership.own(path, owned=False)
+
+    def _keep_on(self) -> None:
+        while not self._stop.wait(REFILL_SECONDS):
+            self.keep()
+
+
+def _settle(file: _File, worker: Worker, uuid: str) -> str:
+    """Begin to keep a device's slot of a file; return why not."""
+    if id_of(file.worker) != id_of(worker):
+        return f"{file.mapped.path} serves container {file.worker.container!r} of this pod"
+    if uuid not in file.buckets:
+        slot = slots_of(file.mapped).get(uuid.lower())
+        if slot is None:
+            return f"{file.mapped.path} has no slot for {uuid}"
+        file.buckets[uuid] = Bucket(slot)
+    return ""
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and "/" not in text and text not in {".", ".."}

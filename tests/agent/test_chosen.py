@@ -1,0 +1,138 @@
+"""Several actuators as one backend: who serves which part of which worker, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from agent.enforce.actuator import BOTH, Part
+from agent.enforce.backend import Applied, Capabilities
+from agent.enforce.chosen import ChosenBackend
+from agent.samples import Worker
+from autoscaler.contract.keys import Effect
+from autoscaler.contract.quota import DeviceQuota, Observed
+
+GPU = "GPU-a"
+ONE = Worker("uid-a", "chat", "a", "main", "load")
+KEY = ("uid-a", "main", GPU)
+QUOTA = DeviceQuota(GPU, 0.0, 30.0, 0, 500)
+
+
+class Actuator:
+    """Reaches what it is told to reach, and remembers what it was asked."""
+
+    def __init__(self, name: str, compute: Effect = Effect.UNSUPPORTED, vram: Effect = Effect.UNSUPPORTED) -> None:
+        self.name = name
+        self.reached = Capabilities(compute, vram, "" if Effect.UNSUPPORTED not in {compute, vram} else f"no {name}")
+        self.asked: list[frozenset[Part]] = []
+        self.limits: dict[tuple[str, str, str], int] = {}
+        self.turns = 0
+
+    def probe(self) -> Capabilities:
+        return self.reached
+
+    def reach(self, worker: Worker, uuid: str) -> Capabilities:
+        return self.reached
+
+    def observe(self, worker: Worker, uuid: str) -> Observed:
+        return Observed(tflops_limit=1.0, vram_limit_bytes=1)
+
+    def apply(self, worker: Worker, quota: DeviceQuota, parts: frozenset[Part]) -> Applied:
+        self.asked.append(parts)
+        if Part.VRAM in parts:
+            self.limits[KEY] = quota.vram_limit_bytes
+        effect = self.reached.vram if Part.VRAM in parts else self.reached.compute
+        return Applied(effect, Observed())
+
+    def in_force(self) -> Mapping[tuple[str, str, str], int]:
+        return self.limits
+
+    def release(self, key: tuple[str, str, str]) -> None:
+        self.limits.pop(key, None)
+
+    def turn(self, now: float) -> None:
+        self.turns += 1
+
+    def restored(self) -> int:
+        return 1
+
+    def close(self) -> None:
+        return
+
+
+def chosen(compute: list[Actuator], vram: list[Actuator]) -> ChosenBackend:
+    return ChosenBackend({Part.COMPUTE: compute, Part.VRAM: vram}, lambda _w, _u: Observed(None, None, 7.0, 70))
+
+
+def test_one_actuator_that_serves_both_parts_is_asked_once() -> None:
+    both = Actuator("both", Effect.IMMEDIATE, Effect.NEXT_ALLOC)
+    backend = chosen([both], [both])
+    applied = backend.apply(ONE, QUOTA)
+    assert both.asked == [BOTH]
+    assert (applied.effect, applied.reason, applied.in_force) == (Effect.NEXT_ALLOC, "", True)
+    assert backend.names(KEY) == "both"
+
+
+def test_each_part_goes_to_the_first_that_reaches_the_worker() -> None:
+    kernel, limiter = (
+        Actuator("kernel", vram=Effect.NEXT_ALLOC),
+        Actuator("limiter", Effect.IMMEDIATE, Effect.NEXT_ALLOC),
+    )
+    backend = chosen([limiter], [kernel, limiter])
+    assert backend.apply(ONE, QUOTA).in_force
+    assert (kernel.asked, limiter.asked) == ([frozenset({Part.VRAM})], [frozenset({Part.COMPUTE})])
+    assert backend.names(KEY) == "limiter+kernel"
+    assert backend.in_force() == {KEY: 500}
+
+
+def test_a_part_that_nobody_serves_makes_the_whole_unsupported_and_each_reason_is_told() -> None:
+    kernel, limiter = Actuator("kernel", vram=Effect.NEXT_ALLOC), Actuator("limiter")
+    applied = chosen([limiter], [kernel]).apply(ONE, QUOTA)
+    assert (applied.effect, applied.in_force) == (Effect.UNSUPPORTED, False)
+    assert applied.reason == "Unsupported: compute: limiter: no limiter"
+    assert kernel.limits == {KEY: 500}
+
+
+def test_a_worker_without_any_actuator_is_measured_only() -> None:
+    backend = chosen([], [])
+    applied = backend.apply(ONE, QUOTA)
+    assert applied.observed == Observed(None, None, 7.0, 70)
+    assert applied.reason.count("no backend is configured") == 2
+    assert backend.names(KEY) == "observe"
+
+
+def test_the_slower_effect_of_two_actuators_counts() -> None:
+    slow, quick = Actuator("mps", Effect.NEXT_PROCESS), Actuator("kernel", vram=Effect.NEXT_ALLOC)
+    applied = chosen([slow], [quick]).apply(ONE, QUOTA)
+    assert (applied.effect, applied.in_force) == (Effect.NEXT_PROCESS, False)
+
+
+def test_an_actuator_that_turns_up_later_is_found_and_one_that_was_chosen_stays() -> None:
+    first, second = Actuator("first"), Actuator("second", Effect.IMMEDIATE, Effect.NEXT_ALLOC)
+    backend = chosen([first, second], [first, second])
+    assert backend.names(KEY) == "observe"
+    backend.apply(ONE, QUOTA)
+    first.reached = Capabilities(Effect.IMMEDIATE, Effect.NEXT_ALLOC)
+    backend.apply(ONE, QUOTA)
+    assert (first.asked, len(second.asked)) == ([], 2)
+    second.reached = Capabilities(Effect.UNSUPPORTED, Effect.UNSUPPORTED)
+    backend.release(KEY)
+    backend.apply(ONE, QUOTA)
+    assert len(first.asked) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_actuator_turns_once_a_tick_however_many_parts_it_serves(count: int) -> None:
+    both = Actuator("both", Effect.IMMEDIATE, Effect.NEXT_ALLOC)
+    backend = chosen([both], [both])
+    for _ in range(count):
+        backend.turn(0.0)
+    assert both.turns == count
+    assert backend.restored() == 1
+
+
+def test_a_node_can_do_what_its_best_actuator_can() -> None:
+    found = chosen([Actuator("a"), Actuator("b", Effect.NEXT_PROCESS)], [Actuator("c", vram=Effect.NEXT_ALLOC)]).probe()
+    assert (found.compute, found.vram) == (Effect.NEXT_PROCESS, Effect.NEXT_ALLOC)
+    assert found.reason == "a: no a; b: no b; c: no c"
