@@ -25,12 +25,13 @@ from autoscaler.gateways.folder import FolderCluster
 from autoscaler.model.crd import render_crds
 from autoscaler.model.docs import render_docs
 from autoscaler.model.validation import render_json, render_text
-from autoscaler.process import SystemClock, run_once, run_until_stopped
+from autoscaler.process import SystemClock, log_to_stderr, run_once, run_until_stopped
 from autoscaler.read.manifests import validate_files
 from autoscaler.read.prometheus import history_of
 from autoscaler.replay.command import backtest
 from autoscaler.replay.fit import fit
 from autoscaler.report import columns
+from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.report.printed import pass_as_data, pass_as_lines
 from autoscaler.report.writer import Passed
 from autoscaler.settings import Settings, settings_of
@@ -82,6 +83,11 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
     agent: Annotated[list[str] | None, typer.Option(help="NODE=URL of a node's agent; may be repeated.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Keeps what was learnt over a restart.")] = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT of /metrics, /healthz and /readyz.")] = None,
+    leader_elect: Annotated[bool | None, typer.Option(help="Act only while holding the Lease (in a cluster).")] = None,
+    lease_name: Annotated[str | None, typer.Option(help="Name of the Lease.")] = None,
+    lease_namespace: Annotated[str | None, typer.Option(help="Namespace of the Lease, else the pod's.")] = None,
+    kube_qps: Annotated[float | None, typer.Option(help="Requests a second to the API server.")] = None,
+    kube_burst: Annotated[int | None, typer.Option(help="Requests at once, above that rate.")] = None,
     output: _Output = Output.TABLE,
 ) -> None:
     """Read history and cluster, recommend, guard, apply, report: pass after pass.
@@ -96,8 +102,13 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
         "agents": dict(_pair(one) for one in agent) if agent else None,
         "state_dir": state_dir,
         "listen": listen,
+        "leader_elect": leader_elect,
+        "lease_name": lease_name,
+        "lease_namespace": lease_namespace,
+        "kube_qps": kube_qps,
+        "kube_burst": kube_burst,
     }
-    _log_to_stderr()
+    log_to_stderr()
     with _one_line_errors():
         settings = settings_of(given)
         if not settings.prometheus_url:
@@ -195,24 +206,38 @@ async def _run_once(settings: Settings, *, dry_run: bool) -> Passed:
 
 
 async def _run_until_stopped(settings: Settings, *, dry_run: bool) -> None:
-    await run_until_stopped(await _world(settings, follow=True), settings, dry_run=dry_run)
+    metrics, leadership = ControllerMetrics(), None
+    if settings.cluster_dir is None and not dry_run:
+        from autoscaler.kube.lease import LeaseElector
+
+        leadership = await LeaseElector.connect(settings, SystemClock())
+    world = await _world(settings, metrics)
+    await run_until_stopped(world, settings, dry_run=dry_run, metrics=metrics, leadership=leadership)
 
 
-async def _world(settings: Settings, *, follow: bool = False) -> World:
-    """Return the real ports that the settings name; `follow`: the cluster is watched, for more than one reading."""
+async def _world(settings: Settings, metrics: ControllerMetrics | None = None) -> World:
+    """Return the real ports that the settings name; with `metrics` those of one that stays: it watches, counts."""
     clock = SystemClock()
     history = history_of(settings)
-    cluster = await _cluster(settings, clock, follow=follow)
+    cluster = await _cluster(settings, clock, metrics)
     return World(clock, history, cluster, _agents(settings, clock, cluster), HttpScalers(cluster, clock))
 
 
-async def _cluster(settings: Settings, clock: SystemClock, *, follow: bool) -> FolderCluster | KubeCluster:
+async def _cluster(
+    settings: Settings, clock: SystemClock, metrics: ControllerMetrics | None
+) -> FolderCluster | KubeCluster:
     if settings.cluster_dir is not None:
         return FolderCluster(settings.cluster_dir, clock)
     from autoscaler.kube.cluster import KubeCluster  # the client costs a second and 60 MB to import
+    from autoscaler.kube.pacing import TokenBucket
     from autoscaler.kube.patience import patience_of
 
-    return await KubeCluster.connect(settings.kubeconfig, clock, patience_of(settings) if follow else None)
+    pace = TokenBucket(settings.kube_qps, settings.kube_burst)
+    patience = patience_of(settings) if metrics is not None else None
+    cluster = await KubeCluster.connect(settings.kubeconfig, clock, patience, pace)
+    if metrics is not None:
+        cluster.client.observe = metrics.api_written
+    return cluster
 
 
 def _agents(settings: Settings, clock: SystemClock, cluster: FolderCluster | KubeCluster) -> HttpAgents:
@@ -246,20 +271,6 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def _log_to_stderr() -> None:
-    colours = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if colours else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # as it is then, not as it is now
-    )
 
 
 @contextmanager

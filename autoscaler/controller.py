@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +34,6 @@ from autoscaler.recommend.older import relearn
 from autoscaler.recommend.revision import revise
 from autoscaler.report.ledger import Ledger
 from autoscaler.report.metrics import ControllerMetrics
-from autoscaler.report.server import Health
 from autoscaler.report.writer import Passed, report
 from autoscaler.settings import Settings
 from autoscaler.state.memories import restore, store
@@ -110,23 +107,20 @@ class Controller:
         self._store()
         return passed
 
-    async def run(self, stop: asyncio.Event, health: Health) -> None:
-        """Pass after pass until `stop` is set; a pass that can't read the cluster is tried again at the next one."""
-        while not stop.is_set():
-            try:
-                await self.run_pass()
-            except ClusterError as error:
-                log.warning("pass_skipped", error=str(error))
-                health.turned(passed=False)
-            else:
-                health.turned()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), self.settings.interval_seconds)
-        await self._fit.close()
+    @property
+    def is_superseded(self) -> bool:
+        """Whether a node obeyed a later epoch than ours in the last pass: another one has led since."""
+        nodes = self._before.nodes.values() if self._before is not None else ()
+        return any(one.reachable and one.quotas is not None and one.quotas.epoch > self.epoch for one in nodes)
 
     def close(self) -> None:
         """Keep what was learnt."""
         self._store(now=True)
+
+    async def end(self) -> None:
+        """End what runs beside the passes, and keep what was learnt."""
+        await self._fit.close()
+        self.close()
 
     async def _read_world(self) -> Snapshot:
         world = self.world

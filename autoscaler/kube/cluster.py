@@ -18,6 +18,7 @@ from autoscaler.contract.keys import FIELD_MANAGER
 from autoscaler.errors import ClusterError, ConflictError
 from autoscaler.kube.client import APPLY_PATCH, MERGE_PATCH, KubeClient, StatusError
 from autoscaler.kube.kinds import BY_KIND, EVENTS, SECRET, ApiResource
+from autoscaler.kube.pacing import UNPACED, Pace
 from autoscaler.kube.patience import Patience
 from autoscaler.kube.store import Store
 from autoscaler.model.event import EventKey, event_key, new_event, series_after
@@ -43,14 +44,16 @@ class KubeCluster:
         self._lost: dict[str, frozenset[StatusPath]] = {}
 
     @classmethod
-    async def connect(cls, kubeconfig: Path | None, clock: Clock, patience: Patience | None = None) -> KubeCluster:
+    async def connect(
+        cls, kubeconfig: Path | None, clock: Clock, patience: Patience | None = None, pace: Pace = UNPACED
+    ) -> KubeCluster:
         """Return the cluster of a kubeconfig, of the pod's service account, or of the default kubeconfig.
 
         Raises:
             ClusterError: none of them can be used.
 
         """
-        return cls(await KubeClient.connect(kubeconfig), clock, patience)
+        return cls(await KubeClient.connect(kubeconfig, pace=pace), clock, patience)
 
     @property
     def client(self) -> KubeClient:

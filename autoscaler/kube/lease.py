@@ -99,14 +99,16 @@ class LeaseElector:
         self._leads, self._renewed = False, asyncio.Event()
 
     @classmethod
-    async def connect(cls, settings: Settings, clock: Clock) -> LeaseElector:
-        """Return an elector with a connection of its own: renewing waits behind no other request.
+    async def connect(cls, settings: Settings, clock: Clock) -> LeaseElector | None:
+        """Return an elector with a connection of its own (renewing waits behind no other request); None: all act.
 
         Raises:
             ClusterError: there is no way to an API server.
 
         """
         access = Access(settings.kubeconfig)
+        if not (access.in_cluster if settings.leader_elect is None else settings.leader_elect):
+            return None
         terms = Terms(
             namespace=settings.lease_namespace or access.namespace(),
             name=settings.lease_name,

@@ -51,7 +51,13 @@ USAGE_RATIO: Final = _family(
 CHANGE_RATIO: Final = _family("relative_change_ratio", _H, "Size of each change, relative to what held before.")
 QUERY_SECONDS: Final = _family("prometheus_query_seconds", _H, "Time of reading history from Prometheus.")
 STALE: Final = _family("stale_workloads", _G, "Workloads without fresh samples: nothing is decided about them.")
-API_WRITES: Final = _family("api_writes_total", _C, "Writes to the cluster, by verb and result.", "verb", "code")
+API_WRITES: Final = _family(
+    "api_writes_total",
+    _C,
+    "Attempts to write to the API server, by verb and HTTP code (or unreachable).",
+    "verb",
+    "code",
+)
 PUSH_SECONDS: Final = _family("quota_push_seconds", _H, "Time for a node agent to answer a quota document.")
 FORECAST_FITS: Final = _family(
     "forecast_fits_total", _C, "Fits of the forecast's model: taken into force, or refused.", "result"
@@ -133,6 +139,10 @@ class ControllerMetrics:
             use = one.inputs.get("use", math.nan)
             if use >= 0 and one.wanted > 0:
                 self.usage_ratio.observe(use / one.wanted)
+
+    def api_written(self, verb: str, code: str) -> None:
+        """Count an attempt to write to the API server; `code` is the HTTP code, `unreachable` where none came."""
+        self.api_writes.labels(verb, code).inc()
 
     def keep(self, keys: Iterable[WorkloadKey]) -> None:
         """Drop the figures of every workload but these: what is gone has no series."""

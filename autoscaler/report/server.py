@@ -1,7 +1,7 @@
 """The controller's own HTTP server.
 
-`/metrics`, `/healthz` (the loop turns), `/readyz` (a pass was made), and `/v1/decisions/NAMESPACE/NAME`: the record of
-a workload's last decision with its last changes and samples, as JSON.
+`/metrics`, `/healthz` (the loop turns), `/readyz` (a pass was made, or another controller leads), and
+`/v1/decisions/NAMESPACE/NAME`: the record of a workload's last decision with its last changes and samples, as JSON.
 """
 
 from __future__ import annotations
@@ -22,18 +22,39 @@ CACHE_SECONDS: Final = 5.0
 
 
 class Health:
-    """Whether the loop turns. `monotonic` gives seconds that never go back; the controller calls `turned`."""
+    """Whether the loop turns. `monotonic` gives seconds that never go back.
+
+    Who makes passes calls `turned` after each; who stands by calls `stood_by` after each look at who leads.
+    """
 
     def __init__(self, monotonic: Callable[[], float], stuck_after_seconds: float) -> None:
         self._monotonic = monotonic
         self._stuck_after_seconds = stuck_after_seconds
         self._turned_at = monotonic()
         self._passed = False
+        self._standing_by: tuple[str, str] | None = None
 
     def turned(self, *, passed: bool = True) -> None:
-        """Note that the loop came round; `passed` False: standing by or failing, but alive."""
+        """Note that the loop came round; `passed` False: failing, but alive."""
         self._turned_at = self._monotonic()
         self._passed = self._passed or passed
+
+    def leads(self) -> None:
+        """Note that passes are this process's part from now on; it is ready with the first one."""
+        self._turned_at = self._monotonic()
+        self._passed, self._standing_by = False, None
+
+    def stood_by(self, leader: str, error: str = "") -> None:
+        """Note a look at who leads: another controller, or nobody yet; `error`: that could not be told."""
+        self._turned_at = self._monotonic()
+        self._passed, self._standing_by = False, (leader, error)
+
+    @property
+    def role(self) -> str:
+        """Return what this process does instead of making passes, for people; empty when it makes them."""
+        if self._standing_by is None:
+            return ""
+        return f"standing by, {self._standing_by[0] or 'nobody'} leads"
 
     def stuck(self) -> str:
         """Return why the loop counts as stuck; empty while it turns."""
@@ -43,8 +64,14 @@ class Health:
         return f"the loop has not turned for {age:.0f} s (stuck after {self._stuck_after_seconds:.0f} s)"
 
     def unready(self) -> str:
-        """Return why nobody should rely on this process yet; empty once a pass was made and the loop turns."""
-        return self.stuck() if self._passed else "no pass over the fleet was made yet"
+        """Return why nobody should rely on this process yet.
+
+        Empty once a pass was made, or another controller is seen to lead, and the loop turns.
+        """
+        if self._standing_by is None:
+            return self.stuck() if self._passed else "no pass over the fleet was made yet"
+        _, error = self._standing_by
+        return f"standing by, but who leads can't be told: {error}" if error else self.stuck()
 
 
 class _Cache:
@@ -76,7 +103,7 @@ def application(
         return _answer(health.stuck())
 
     async def readyz(_: web.Request) -> web.Response:
-        return _answer(health.unready())
+        return _answer(health.unready(), health.role)
 
     async def decision(request: web.Request) -> web.Response:
         key = WorkloadKey(request.match_info["namespace"], request.match_info["name"])
@@ -118,5 +145,6 @@ def _error(status: int, message: str) -> web.Response:
     return web.json_response({"error": message}, status=status)
 
 
-def _answer(trouble: str) -> web.Response:
-    return web.Response(status=503 if trouble else 200, text=(trouble or "ok") + "\n")
+def _answer(trouble: str, role: str = "") -> web.Response:
+    fine = f"ok: {role}" if role else "ok"
+    return web.Response(status=503 if trouble else 200, text=(trouble or fine) + "\n")

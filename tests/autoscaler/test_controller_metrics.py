@@ -27,7 +27,7 @@ def fed():
     metrics.pass_seconds.labels("read").observe(0.1)
     metrics.query_seconds.observe(0.2)
     metrics.push_seconds.observe(0.02)
-    metrics.api_writes.labels("annotate", "ok").inc()
+    metrics.api_written("patch", "200")
     metrics.workloads.set(3)
     metrics.stale_workloads.set(1)
     metrics.leader.set(1)
