@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from agent.enforce.actuator import Surroundings
+from agent.enforce.backend import Backend
 from agent.enforce.live import LastUse
-from agent.enforce.registry import BACKENDS
+from agent.enforce.observe import ObserveBackend
+from agent.enforce.registry import chosen_backend
 from agent.enforce.simulated import SimulatedBackend
 from agent.enforce.transition import Enforcer
 from agent.exporter import Exporter
@@ -61,13 +64,34 @@ def _real(settings: AgentSettings, gpus: GpuTable) -> Parts:
     return Parts(
         source=source,
         directory=PodDirectory(settings.proc_root, sources),
-        enforcer=Enforcer(BACKENDS[settings.backend](live_use, settings.simulated_dir)),
+        enforcer=Enforcer(_backend(settings, live_use)),
         live_use=live_use,
         store=store,
         exporter=Exporter(gpus, settings.render_seconds),
         gpus=gpus,
         source_stats=source.stats,
     )
+
+
+def surroundings(settings: AgentSettings, live_use: LastUse) -> Surroundings:
+    """Return what actuators stand in on this node."""
+    return Surroundings(
+        live_use=live_use,
+        tflops_of=live_use.tflops_of,
+        index_of=live_use.index_of,
+        state_dir=settings.state_dir,
+        proc_root=settings.proc_root,
+        tfshm_root=settings.tfshm_root,
+        shrink_below_use=settings.shrink_below_use,
+    )
+
+
+def _backend(settings: AgentSettings, live_use: LastUse) -> Backend:
+    if settings.backend == "observe":
+        return ObserveBackend(live_use)
+    if settings.backend == "simulated":
+        return SimulatedBackend(live_use, settings.simulated_dir, shrink_below_use=settings.shrink_below_use)
+    return chosen_backend(surroundings(settings, live_use), settings.compute_backends, settings.vram_backends)
 
 
 def _simulated(settings: AgentSettings, gpus: GpuTable) -> Assembled:
@@ -77,7 +101,7 @@ def _simulated(settings: AgentSettings, gpus: GpuTable) -> Assembled:
     if node != scenario.node:
         raise SourceError(f"the scenario is for node {scenario.node!r}, this is {node!r}")
     live_use = LastUse()
-    backend = BACKENDS[settings.backend](live_use, settings.simulated_dir)
+    backend = _backend(settings, live_use)
     limits_of = backend.limits_of if isinstance(backend, SimulatedBackend) else lambda _worker, _uuid: None
     simulation = Simulation(scenario, limits_of, gpus)
     parts = Parts(

@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from agent.enforce.actuator import Surroundings
 from agent.enforce.backend import BackendError
 from agent.enforce.live import LastUse
-from agent.enforce.registry import BACKENDS
+from agent.enforce.registry import candidates
 from agent.gpus import GpuTable, load_gpu_table
 from agent.samples import DeviceSource, SourceError
 from agent.scenario import ScenarioError, load_scenario
@@ -69,7 +70,13 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
     pods_file: Annotated[Path | None, typer.Option(help="The pods of this node, JSON or YAML.")] = None,
     proc_root: Annotated[Path | None, typer.Option(help="Where the host's processes are seen.")] = None,
     gpu_table: _GpuTable = None,
-    backend: Annotated[str | None, typer.Option(help="observe or simulated")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, observe or simulated")] = None,
+    compute_backends: Annotated[str | None, typer.Option(help="With auto: who may limit compute, best first.")] = None,
+    vram_backends: Annotated[str | None, typer.Option(help="With auto: who may limit VRAM, best first.")] = None,
+    shrink_below_use: Annotated[
+        bool | None, typer.Option("--shrink-below-use", help="Let VRAM limits go below what is in use.")
+    ] = None,
+    tfshm_root: Annotated[Path | None, typer.Option(help="Where TensorFusion's limiters share memory.")] = None,
     simulated_dir: Annotated[Path | None, typer.Option(help="Where simulated workers find their limits.")] = None,
     simulate: _Simulate = None,
     lockstep: Annotated[bool | None, typer.Option("--lockstep", help="Simulated time moves on request only.")] = None,
@@ -97,7 +104,9 @@ def probe(simulate: _Simulate = None, gpu_table: _GpuTable = None, output: _Outp
     """Show the devices, backends and capabilities found here; exit code 1 where no device can be read."""
     with _failing():
         gpus = load_gpu_table(gpu_table)
-        backends = {name: make(LastUse(), None).probe() for name, make in BACKENDS.items()}
+        use = LastUse()
+        around = Surroundings(use, use.tflops_of, use.index_of, Path("/var/lib/tf-agent"))
+        backends = {name: one.probe() for name, one in candidates(around).items()}
         problem, devices = "", tuple[DeviceInfo, ...]()
         try:
             with _source(simulate, gpus) as source:

@@ -170,6 +170,7 @@ class Agent:
 
     def close(self) -> None:
         """Release the devices; what is in force stays."""
+        self._parts.enforcer.backend.close()
         self._parts.source.close()
 
     def _sample(self, now: float) -> NodeSample:
@@ -194,7 +195,7 @@ class Agent:
 
     def _settle(self, sample: NodeSample, attribution: Attribution, workers: tuple[Worker, ...]) -> None:
         """Govern and enforce, from what was measured and what is desired."""
-        self._parts.live_use.update(attribution, self._tflops())
+        self._parts.live_use.update(attribution, sample, self._tflops())
         layout = self._layout = lay_out(self._document, workers, attribution, self._layout)
         wanted = claims(layout, attribution)
         room_of = rooms(sample, wanted)
@@ -205,6 +206,7 @@ class Agent:
         totals = {device.uuid: device.vram_total_bytes for device in sample.devices if device.healthy}
         started = self._timer()
         applied = self._parts.enforcer.enforce(shares, totals, layout.present)
+        self._parts.enforcer.backend.turn(sample.at)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
         self._scene = _Scene(sample, attribution, workers, (wanted, room_of), shares, applied)
         self._note_generations(layout, applied)
@@ -234,7 +236,7 @@ class Agent:
         throttled = witness.throttled() if witness is not None else {}
         if not exporter.count(scene.attribution, throttled):
             return
-        backend = self._parts.enforcer.backend.name
+        backend = self._parts.enforcer.backend
         stats = self._parts.source_stats() if self._parts.source_stats is not None else SourceStats()
         report = TickReport(
             at=now,
@@ -246,7 +248,7 @@ class Agent:
             applied=dict(self._generations),
             throttled=throttled,
             ooms=witness.ooms() if witness is not None else {},
-            backends=dict.fromkeys(scene.applied, backend),
+            backends={key: backend.serves(key) for key in scene.applied},
             last_contact_at=self._contact_at,
             stats=AgentStats(
                 self._sample_seconds.read(), self._apply_seconds.read(), dict(self._applies), self._overruns, stats

@@ -6,8 +6,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
 
 LOOPBACK_NAMES: Final = ("localhost", "ip6-localhost")
 
@@ -31,8 +33,16 @@ class AgentSettings(BaseSettings):
     """Where the host's processes are seen; another path when the host's /proc is mounted elsewhere."""
     gpu_table: Path | None = None
     """A table of FP16 TFLOPs by model in place of the built-in one, for models that it does not know."""
-    backend: Literal["observe", "simulated"] = "observe"
-    """What enforces quotas: nothing, or the simulated workers themselves; with a scenario the latter by default."""
+    backend: Literal["auto", "observe", "simulated"] = "auto"
+    """What enforces quotas: whatever reaches a worker, nothing, or (with a scenario) simulated workers themselves."""
+    compute_backends: Annotated[tuple[str, ...], NoDecode] = COMPUTE_ORDER
+    """With `auto`: who may hold a worker to its TFLOPs, the best first; the first that reaches it does."""
+    vram_backends: Annotated[tuple[str, ...], NoDecode] = VRAM_ORDER
+    """With `auto`: who may hold a worker to its VRAM, the best first."""
+    shrink_below_use: bool = False
+    """Whether a VRAM limit may go below what is in use; the worker's next allocation fails then."""
+    tfshm_root: Path = Path("/run/tensor-fusion/shm")
+    """Where TensorFusion's limiters share memory with the node."""
     simulated_dir: Path | None = None
     """Where simulated workers that are processes of their own find their limits."""
     simulate: Path | None = None
@@ -75,6 +85,16 @@ class AgentSettings(BaseSettings):
     def authenticated(self) -> bool:
         """Return whether clients must prove who they are."""
         return None not in (self.tls_cert, self.tls_key, self.client_ca)
+
+    @field_validator("compute_backends", "vram_backends", mode="before")
+    @classmethod
+    def _listed(cls, value: Any, info: ValidationInfo) -> Any:
+        names = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        allowed = COMPUTE_ORDER if info.field_name == "compute_backends" else VRAM_ORDER
+        unknown = [name for name in names if name not in allowed]
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} is none of {', '.join(allowed)}")
+        return names
 
     @model_validator(mode="before")
     @classmethod

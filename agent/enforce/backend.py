@@ -78,3 +78,15 @@ class Backend(Protocol):
     def release(self, key: WorkerKey) -> None:
         """Forget the limits of a worker that left the device; an OSError is the caller's to report."""
         ...
+
+    def turn(self, now: float) -> None:
+        """Do what each tick asks for beside new limits: steer, put right what others changed."""
+        ...
+
+    def serves(self, key: WorkerKey) -> str:
+        """Return the name of what holds a worker on a device."""
+        ...
+
+    def close(self) -> None:
+        """Stop working; what is in force stays."""
+        ...

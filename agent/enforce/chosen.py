@@ -93,7 +93,7 @@ class ChosenBackend:
         """Return how often something that somebody else had changed was put right."""
         return sum(one.restored() for one in self.actuators)
 
-    def names(self, key: WorkerKey) -> str:
+    def serves(self, key: WorkerKey) -> str:
         """Return who serves a worker, compute before VRAM, once where it is the same; "observe" where nobody does."""
         chosen = self._choices.get(key, {})
         names = [choice.actuator.name for choice in chosen.values() if choice.actuator is not None]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from agent.govern import id_of
 from agent.report import WorkerKey
-from agent.samples import Attribution, Worker
+from agent.samples import Attribution, NodeSample, Worker
 from autoscaler.contract.quota import Observed
 
 _UNKNOWN = Observed()
@@ -17,13 +17,25 @@ class LastUse:
 
     def __init__(self) -> None:
         self._uses: dict[WorkerKey, Observed] = {}
+        self._tflops: Mapping[str, float] = {}
+        self._indices: Mapping[str, int] = {}
 
     def __call__(self, worker: Worker, uuid: str) -> Observed:
         """Return the use without limits; nothing is known of a worker that the last tick did not see there."""
         return self._uses.get((*id_of(worker), uuid), _UNKNOWN)
 
-    def update(self, attribution: Attribution, tflops: Mapping[str, float]) -> None:
+    def tflops_of(self, uuid: str) -> float | None:
+        """Return the capacity of a device in FP16 TFLOPs, None where its model is not known."""
+        return self._tflops.get(uuid)
+
+    def index_of(self, uuid: str) -> int | None:
+        """Return the index the driver gives a device, None for one that the last tick did not see."""
+        return self._indices.get(uuid)
+
+    def update(self, attribution: Attribution, sample: NodeSample, tflops: Mapping[str, float]) -> None:
         """Take a tick's measurements; `tflops` is the capacity by device UUID, without those that are not known."""
+        self._tflops = tflops
+        self._indices = {device.uuid: device.index for device in sample.devices}
         uses: dict[WorkerKey, Observed] = {}
         for use in attribution.uses:
             capacity, ratio = tflops.get(use.uuid), use.compute_ratio

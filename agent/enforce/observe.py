@@ -40,3 +40,13 @@ class ObserveBackend:
 
     def release(self, key: WorkerKey) -> None:
         """Do nothing: nothing was put into force."""
+
+    def turn(self, now: float) -> None:
+        """Do nothing: nothing is steered."""
+
+    def serves(self, key: WorkerKey) -> str:  # noqa: ARG002  it is the same for all
+        """Return its name."""
+        return self.name
+
+    def close(self) -> None:
+        """Do nothing: nothing runs."""

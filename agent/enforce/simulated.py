@@ -81,6 +81,16 @@ class SimulatedBackend:
             _path(self._directory, key).unlink(missing_ok=True)
         self._limits.pop(key, None)
 
+    def turn(self, now: float) -> None:
+        """Do nothing: simulated workers obey at once."""
+
+    def serves(self, key: WorkerKey) -> str:  # noqa: ARG002  it is the same for all
+        """Return its name."""
+        return self.name
+
+    def close(self) -> None:
+        """Do nothing: the limits stay where they are."""
+
     def _set(self, key: WorkerKey, limits: DeviceQuota) -> None:
         if self._directory is not None and limits != self._limits.get(key):
             path = _path(self._directory, key)

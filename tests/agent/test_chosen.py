@@ -71,7 +71,7 @@ def test_one_actuator_that_serves_both_parts_is_asked_once() -> None:
     applied = backend.apply(ONE, QUOTA)
     assert both.asked == [BOTH]
     assert (applied.effect, applied.reason, applied.in_force) == (Effect.NEXT_ALLOC, "", True)
-    assert backend.names(KEY) == "both"
+    assert backend.serves(KEY) == "both"
 
 
 def test_each_part_goes_to_the_first_that_reaches_the_worker() -> None:
@@ -82,7 +82,7 @@ def test_each_part_goes_to_the_first_that_reaches_the_worker() -> None:
     backend = chosen([limiter], [kernel, limiter])
     assert backend.apply(ONE, QUOTA).in_force
     assert (kernel.asked, limiter.asked) == ([frozenset({Part.VRAM})], [frozenset({Part.COMPUTE})])
-    assert backend.names(KEY) == "limiter+kernel"
+    assert backend.serves(KEY) == "limiter+kernel"
     assert backend.in_force() == {KEY: 500}
 
 
@@ -99,7 +99,7 @@ def test_a_worker_without_any_actuator_is_measured_only() -> None:
     applied = backend.apply(ONE, QUOTA)
     assert applied.observed == Observed(None, None, 7.0, 70)
     assert applied.reason.count("no backend is configured") == 2
-    assert backend.names(KEY) == "observe"
+    assert backend.serves(KEY) == "observe"
 
 
 def test_the_slower_effect_of_two_actuators_counts() -> None:
@@ -111,7 +111,7 @@ def test_the_slower_effect_of_two_actuators_counts() -> None:
 def test_an_actuator_that_turns_up_later_is_found_and_one_that_was_chosen_stays() -> None:
     first, second = Actuator("first"), Actuator("second", Effect.IMMEDIATE, Effect.NEXT_ALLOC)
     backend = chosen([first, second], [first, second])
-    assert backend.names(KEY) == "observe"
+    assert backend.serves(KEY) == "observe"
     backend.apply(ONE, QUOTA)
     first.reached = Capabilities(Effect.IMMEDIATE, Effect.NEXT_ALLOC)
     backend.apply(ONE, QUOTA)

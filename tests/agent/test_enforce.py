@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.enforce.actuator import Surroundings
 from agent.enforce.backend import Applied, BackendError, Capabilities
 from agent.enforce.observe import ObserveBackend
-from agent.enforce.registry import BACKENDS
+from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
+from agent.enforce.registry import ACTUATORS, candidates
 from agent.enforce.simulated import SimulatedBackend
 from agent.enforce.transition import Enforcer
 from agent.govern import Claim, Room, Share, govern
@@ -245,5 +247,7 @@ def test_a_directory_that_cannot_be_read_is_said_at_the_start(tmp_path):
         SimulatedBackend(Use(), tmp_path).probe()
 
 
-def test_every_registered_backend_answers_to_its_name():
-    assert {name: make(Use(), None).name for name, make in BACKENDS.items()} == {name: name for name in BACKENDS}
+def test_everything_is_made_under_the_name_it_is_chosen_by(tmp_path):
+    around = Surroundings(Use(), {}.get, {}.get, tmp_path)
+    assert {name: one.name for name, one in candidates(around).items()} == {name: name for name in candidates(around)}
+    assert set(COMPUTE_ORDER) | set(VRAM_ORDER) == set(ACTUATORS)

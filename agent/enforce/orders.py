@@ -1,0 +1,8 @@
+"""The actuators by part, the best first; the registry makes them, settings may shorten and reorder them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+COMPUTE_ORDER: Final = ("tfshm",)
+VRAM_ORDER: Final = ("tfshm",)
