@@ -14,9 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
+from autoscaler.contract import keys
 from autoscaler.contract.keys import FIELD_MANAGER
-from autoscaler.errors import ClusterError, ConflictError
+from autoscaler.errors import ClusterError, ConflictError, InvalidError
 from autoscaler.kube.client import APPLY_PATCH, MERGE_PATCH, KubeClient, StatusError
+from autoscaler.kube.errors import unheld_field
 from autoscaler.kube.kinds import BY_KIND, EVENTS, SECRET, ApiResource
 from autoscaler.kube.pacing import UNPACED, Pace
 from autoscaler.kube.patience import Patience
@@ -25,10 +29,11 @@ from autoscaler.model.event import EventKey, event_key, new_event, series_after
 from autoscaler.model.secret import secret_texts
 from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Scale, WriteStatus
 from autoscaler.model.stored import Path as StatusPath
-from autoscaler.model.stored import learnt
+from autoscaler.model.stored import learnt, without
 from autoscaler.model.workload import ClusterView, Manifest, ObjectRef
 from autoscaler.ports import Clock
 
+log = structlog.get_logger(__name__)
 EVENTS_REMEMBERED: Final = 1024
 _MANAGER: Final = {"fieldManager": FIELD_MANAGER}
 
@@ -42,6 +47,7 @@ class KubeCluster:
         self._clock = clock
         self._events: OrderedDict[EventKey, dict[str, Any]] = OrderedDict()
         self._lost: dict[str, frozenset[StatusPath]] = {}
+        self._unheld: dict[str, frozenset[StatusPath]] = {}
 
     @classmethod
     async def connect(
@@ -75,6 +81,7 @@ class KubeCluster:
 
         Raises:
             ConflictError: the object is gone, was replaced by another one, exists already, or changed meanwhile.
+            InvalidError: the server will not take it, however often.
             ClusterError: it could not be written.
 
         """
@@ -93,6 +100,8 @@ class KubeCluster:
         except StatusError as error:
             if _is_conflict(error):
                 raise ConflictError(str(error)) from error
+            if error.is_refusal:
+                raise InvalidError(str(error)) from error
             raise
 
     async def secret(self, namespace: str, name: str) -> Mapping[str, str]:
@@ -115,8 +124,28 @@ class KubeCluster:
         self._store.wrote(await self._client.request("POST", path, _MANAGER, manifest), resource.kind)
 
     async def _annotate(self, write: Annotate) -> None:
-        metadata = {"annotations": dict(write.annotations), **_uid(write.ref)}
-        answer = await self._client.request("PATCH", _path(write.ref), _MANAGER, {"metadata": metadata}, MERGE_PATCH)
+        """Merge annotations; where it matters what they were, into the version that was read.
+
+        A version that is old only because something else of the object changed (a kubelet reports) is used once more.
+        """
+        version = write.ref.resource_version if write.was is not None else ""
+        try:
+            await self._merge(write, version)
+        except StatusError as error:
+            if error.status != 409 or not version:
+                raise
+            found = await self._client.request("GET", _path(write.ref))
+            version = _same(write.ref, found)
+            if _ours(found) != write.was:
+                raise ConflictError(
+                    f"the annotations of {write.ref.kind} {write.ref.name} changed meanwhile"
+                ) from error
+            await self._merge(write, version)
+
+    async def _merge(self, write: Annotate, version: str) -> None:
+        guard = {**_uid(write.ref), **({"resourceVersion": version} if version else {})}
+        body = {"metadata": {"annotations": dict(write.annotations), **guard}}
+        answer = await self._client.request("PATCH", _path(write.ref), _MANAGER, body, MERGE_PATCH)
         self._store.wrote(answer, write.ref.kind)
 
     async def _write_status(self, write: WriteStatus) -> None:
@@ -137,11 +166,22 @@ class KubeCluster:
         await self._apply_status(write, _same(ref, found))
 
     async def _apply_status(self, write: WriteStatus, version: str) -> None:
-        ref = write.ref
+        """Apply what the installed definition can hold of it; what it can't is left out from then on."""
+        ref, kept = write.ref, None
         metadata = {"name": ref.name, "namespace": ref.namespace, "resourceVersion": version}
-        body = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": metadata, "status": write.status}
+        head = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": metadata}
         query = {**_MANAGER, "force": "true"}
-        kept = await self._client.request("PATCH", _path(ref, "status"), query, body, APPLY_PATCH)
+        while kept is None:
+            unheld = self._unheld.get(ref.kind, frozenset())
+            body = {**head, "status": without(write.status, unheld)}
+            try:
+                kept = await self._client.request("PATCH", _path(ref, "status"), query, body, APPLY_PATCH)
+            except StatusError as error:
+                field = unheld_field(error)
+                if field is None or field in unheld:
+                    raise
+                self._unheld[ref.kind] = self._unheld.get(ref.kind, frozenset()) | {field}
+                log.warning("status_field_not_held", kind=ref.kind, field=".".join(field), error=str(error))
         self._store.wrote(kept, ref.kind)
         known = self._lost.get(ref.kind, frozenset())
         self._lost[ref.kind] = learnt(known, write.status, kept.get("status") or {})
@@ -199,6 +239,11 @@ def _path(ref: ObjectRef, subresource: str = "") -> str:
 
 def _uid(ref: ObjectRef) -> dict[str, str]:
     return {"uid": ref.uid} if ref.uid else {}
+
+
+def _ours(found: Manifest) -> dict[str, str]:
+    annotations = found["metadata"].get("annotations") or {}
+    return {key: text for key, text in annotations.items() if key.startswith(keys.PREFIX)}
 
 
 def _same(ref: ObjectRef, found: Manifest) -> str:

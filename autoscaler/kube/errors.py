@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -18,6 +19,8 @@ _RETRIED: Final = frozenset({429, 500, 502, 503, 504})
 _REFUSED: Final = frozenset({400, 413, 415, 422})
 _MISTYPED: Final = "failed to create typed patch object"
 """What a server-side apply says, as a 500, of fields that the installed definition has otherwise or not at all."""
+
+_UNHELD: Final = re.compile(r"\): \.status(?P<path>(?:\.[\w-]+|\[[^]]*\])+): (?:field not declared|expected )")
 
 
 class StatusError(ClusterError):
@@ -44,6 +47,15 @@ def again(error: Exception) -> bool | float:
     if error.retry_after_seconds is None:
         return True
     return error.retry_after_seconds if error.retry_after_seconds <= LONGEST_RETRY_AFTER_SECONDS else False
+
+
+def unheld_field(error: StatusError) -> tuple[str, ...] | None:
+    """Return the status field that the installed definition has otherwise or not at all; the server names one a time.
+
+    Keys from the top of the status; the entries of a list share their place. None: the error is another one.
+    """
+    found = _UNHELD.search(str(error)) if error.status == 500 else None
+    return None if found is None else tuple(re.sub(r"\[[^]]*\]", "", found["path"]).strip(".").split("."))
 
 
 def status_error(status: int, text: bytes, retry_after: str | None) -> StatusError:

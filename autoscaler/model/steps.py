@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autoscaler.model.workload import Manifest, ObjectRef
@@ -18,10 +18,14 @@ class CreateObject:
 
 @dataclass(frozen=True, slots=True)
 class Annotate:
-    """Merge annotations into an object (None removes one); refused when its UID differs."""
+    """Merge annotations into an object (None removes one); refused when its UID differs.
+
+    `was`: its tensor-fusion.ai/ annotations on which this was decided; refused when they are others by now. None: any.
+    """
 
     ref: ObjectRef
     annotations: Mapping[str, str | None]
+    was: Mapping[str, str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

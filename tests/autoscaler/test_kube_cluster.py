@@ -13,7 +13,7 @@ import pytest
 import stamina
 from kubernetes.aio import client
 
-from autoscaler.errors import ClusterError, ConflictError
+from autoscaler.errors import ClusterError, ConflictError, InvalidError
 from autoscaler.kube.client import ATTEMPTS, KubeClient, StatusError, UnreachableError, again
 from autoscaler.kube.cluster import KubeCluster
 from autoscaler.kube.listing import list_whole
@@ -335,3 +335,76 @@ async def test_a_secret_is_read_by_name_and_a_refusal_shows_no_value(kmock: Any,
     assert await cluster.secret("lab", "scaler") == {"token": "hush"}
     with pytest.raises(ClusterError, match="answered 403: the server says why"):
         await cluster.secret("lab", "scaler")
+
+
+async def test_an_annotation_is_written_into_the_version_that_it_was_decided_on(
+    kmock: Any, cluster: KubeCluster
+) -> None:
+    kmock["patch"] << answer()
+
+    await cluster.write(Annotate(POD, {"a": "1"}, was={}))
+
+    (request,) = kmock["patch"]
+    assert request.data["metadata"]["resourceVersion"] == "7"
+
+
+@pytest.mark.parametrize(("limit", "written"), [("20", True), ("25", False)])
+async def test_a_pod_that_changed_meanwhile_is_annotated_only_while_its_own_annotations_are_the_same(
+    kmock: Any, cluster: KubeCluster, limit: str, written: bool
+) -> None:
+    path = "/api/v1/namespaces/lab/pods/chat-0"
+    annotations = {"tensor-fusion.ai/tflops-limit": limit, "example.com/seen": "now"}
+    kmock["patch", path] << in_turn(answer({"message": "modified"}, 409), answer())
+    kmock["get", path] << answer({"metadata": {"uid": "uid-1", "resourceVersion": "9", "annotations": annotations}})
+    write = Annotate(POD, {"a": "1"}, was={"tensor-fusion.ai/tflops-limit": "20"})
+
+    if written:
+        await cluster.write(write)
+    else:
+        with pytest.raises(ConflictError, match="changed meanwhile"):
+            await cluster.write(write)
+
+    versions = [request.data["metadata"]["resourceVersion"] for request in kmock["patch", path]]
+    assert versions == (["7", "9"] if written else ["7"])
+
+
+async def test_what_a_definition_cannot_hold_of_a_status_is_left_out_from_then_on(
+    kmock: Any, cluster: KubeCluster
+) -> None:
+    def mistyped(what: str) -> scripted.Response:
+        text = "failed to create typed patch object (/chat; tensor-fusion.ai/v1, Kind=TensorFusionWorkload): .status"
+        return answer({"message": text + what}, 500)
+
+    kmock["patch", f"{TFW}/status"] << in_turn(
+        mistyped(".autoscaling: field not declared in schema"),
+        mistyped('.conditions[type="Ready"].observedGeneration: field not declared in schema'),
+        mistyped(".workerCount: expected string, got 2"),
+        answer({"metadata": {"resourceVersion": "8"}}),
+    )
+    status = {
+        "workerCount": 2,
+        "autoscaling": {"applied": "1/1"},
+        "conditions": [{"type": "Ready", "observedGeneration": 1}],
+    }
+
+    for _ in range(2):
+        await cluster.write(WriteStatus(WORKLOAD, status))
+
+    sent = [request.data["status"] for request in kmock["patch", f"{TFW}/status"]]
+    assert len(sent) == 4 + 1
+    assert sent[-1] == sent[-2] == {"conditions": [{"type": "Ready"}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(422, "status.phase: Unsupported value"), (500, "failed to create typed patch object (/chat): all is wrong")],
+)
+async def test_a_status_that_the_server_will_never_take_is_said_to_be_so(
+    kmock: Any, cluster: KubeCluster, status: int, message: str
+) -> None:
+    kmock["patch", f"{TFW}/status"] << answer({"message": message}, status)
+
+    with pytest.raises(InvalidError, match=str(status)):
+        await cluster.write(WriteStatus(WORKLOAD, {"workerCount": 2}))
+
+    assert len(kmock["patch"]) == 1
