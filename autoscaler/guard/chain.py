@@ -16,6 +16,7 @@ from autoscaler.guard.memory import Memory, remember_use
 from autoscaler.guard.ordered import of_layers
 from autoscaler.guard.quota import quota
 from autoscaler.guard.rollback import keep_good, rollback
+from autoscaler.guard.room import room
 from autoscaler.guard.stability import cool_down, dead_band, stabilization, step
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.knobs import ON
@@ -46,6 +47,7 @@ GUARDS: Final[tuple[Guard, ...]] = (
     # is there room? What is rounded up already is only cut, to figures that can be published.
     quota,
     capacity,
+    room,
     of_layers(one_answer),
     rate,
     order,

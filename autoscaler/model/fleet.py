@@ -5,7 +5,7 @@ Last axis of every (W, 5) array: `Field`. NaN is "not known"; amounts are TFLOPs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -13,32 +13,14 @@ import numpy as np
 
 from autoscaler.model.knobs import UNSET, Figures, Knobs, Laid, to_knobs
 from autoscaler.model.orders import Orders, over_knobs, to_orders
+from autoscaler.model.placement import Placement, place
 from autoscaler.model.resource_quota import Quotas, to_quotas
-from autoscaler.model.resources import Amounts, Resource
-from autoscaler.model.snapshot import NodeState, Snapshot
-from autoscaler.model.usage import Bools, Floats, Ints, WorkloadKey
+from autoscaler.model.resources import Amounts
+from autoscaler.model.snapshot import Snapshot
+from autoscaler.model.usage import Bools, Floats, WorkloadKey
 from autoscaler.model.workload import Workload
 
 UNSCALABLE_ISOLATION: Final = frozenset({"shared", "hard", "partitioned"})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Placement:
-    """Which workload runs on which device: one edge per worker and device.
-
-    `workload`, `device` (E,): row numbers. `capacity` (2, D): TFLOPs and bytes per device, NaN unknown.
-    `requested` (2, D): Σ requests of its workers now. `uuids` (D). `used` (2, D): Σ live use of its workers as the
-    agents see it, or the device's own figure where that is more. `foreign` (2, D): Σ requests of those on it that are
-    no workload's of this fleet, as its node was told them.
-    """
-
-    workload: Ints
-    device: Ints
-    capacity: Floats
-    requested: Floats
-    uuids: tuple[str, ...]
-    used: Floats
-    foreign: Floats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +87,7 @@ def to_fleet(snapshot: Snapshot, previous: Fleet | None = None) -> Fleet:
     workloads = snapshot.discovered.workloads
     originals = [_original(workload) for workload in workloads]
     currents = [(*_figures(workload.current), float(workload.replicas)) for workload in workloads]
-    placement, device, live = _place(workloads, snapshot.nodes)
+    placement, device, live = place(workloads, snapshot)
     laid = to_knobs([workload.config for workload in workloads], originals, previous.laid if previous else None)
     orders = to_orders(snapshot, laid, previous.orders if previous else None)
     return Fleet(
@@ -158,71 +140,3 @@ def _paused(workload: Workload, now: float) -> tuple[bool, bool]:
     pause = workload.config.pause
     active = pause.until is None or now < pause.until
     return pause.up and active, pause.down and active
-
-
-def _place(workloads: Sequence[Workload], nodes: Mapping[str, NodeState]) -> tuple[Placement, Floats, Floats]:
-    """Return the placement, and of each workload its smallest device and its live use (W, 2)."""
-    devices = [info for state in nodes.values() for info in state.devices]
-    row_of = {info.uuid: row for row, info in enumerate(devices)}
-    sizes = [(UNSET if info.tflops is None else info.tflops, info.vram_total_bytes) for info in devices]
-    capacity = np.array(sizes, dtype=float).reshape(-1, 2).T
-    # Flat lists: a tuple per worker would cost the garbage collector more than the loop costs.
-    rows: list[int] = []
-    places: list[int] = []
-    requests: tuple[list[float], list[float]] = ([], [])
-    for row, workload in enumerate(workloads):
-        for worker in workload.workers:
-            current = worker.current
-            for uuid in worker.devices:
-                place = row_of.get(uuid)
-                if place is not None:
-                    rows.append(row)
-                    places.append(place)
-                    requests[0].append(current.compute.request)
-                    requests[1].append(current.vram.request)
-    of_workload, of_device = np.array(rows, dtype=np.int64), np.array(places, dtype=np.int64)
-    smallest = np.full((len(workloads), len(Resource)), np.inf)
-    requested = np.zeros(capacity.shape)
-    for resource in Resource:
-        known = np.where(np.isnan(capacity[resource]), np.inf, capacity[resource])
-        np.minimum.at(smallest[:, resource], of_workload, known[of_device])
-        np.add.at(requested[resource], of_device, np.array(requests[resource], dtype=float))
-    live, used, foreign = _seen(workloads, nodes, row_of)
-    whole = np.array([UNSET if info.vram_used_bytes is None else info.vram_used_bytes for info in devices], dtype=float)
-    used[Resource.VRAM] = np.fmax(used[Resource.VRAM], whole)
-    uuids = tuple(info.uuid for info in devices)
-    return Placement(of_workload, of_device, capacity, requested, uuids, used, foreign), smallest, live
-
-
-def _seen(
-    workloads: Sequence[Workload], nodes: Mapping[str, NodeState], row_of_device: Mapping[str, int]
-) -> tuple[Floats, Floats, Floats]:
-    """Return what the agents see: the largest live use of any worker (W, 2), NaN where none tells; `used`, `foreign`.
-
-    What nobody can tell counts for nothing in the sum of a device: its requests are counted elsewhere.
-    """
-    row_of = {worker.ref.uid: row for row, workload in enumerate(workloads) for worker in workload.workers}
-    rows: list[int] = []
-    places: list[int] = []
-    uses: tuple[list[float | None], list[float | None]] = ([], [])
-    used, foreign = (np.zeros((len(Resource), len(row_of_device) + 1)) for _ in range(2))
-    nowhere = len(row_of_device)
-    for state in nodes.values():
-        for status in state.quotas.workers if state.quotas else ():
-            row = row_of.get(status.pod_uid, -1)
-            for device in status.devices:
-                place = row_of_device.get(device.uuid, nowhere)
-                rows.append(row)
-                places.append(place)
-                uses[0].append(device.observed.tflops_used)
-                uses[1].append(device.observed.vram_used_bytes)
-                if row < 0 and device.desired is not None:
-                    foreign[:, place] += device.desired.tflops_request, device.desired.vram_request_bytes
-    # The last row and the last place take what belongs to no workload or device.
-    live = np.full((len(workloads) + 1, len(Resource)), UNSET)
-    of_row, of_place = np.array(rows, dtype=np.int64), np.array(places, dtype=np.int64)
-    for resource in Resource:
-        use = np.array(uses[resource], dtype=float)  # None, which is not known, becomes NaN.
-        np.fmax.at(live[:, resource], of_row, use)
-        np.add.at(used[resource], of_place, np.nan_to_num(use))
-    return live[:-1], used[:, :-1], foreign[:, :-1]

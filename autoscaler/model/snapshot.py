@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from autoscaler.contract.quota import DeviceInfo, QuotaStatus
 from autoscaler.model.external import ScalerState
+from autoscaler.model.inventory import Inventory
 from autoscaler.model.resource_quota import ResourceQuota
 from autoscaler.model.stored import Path
 from autoscaler.model.usage import WorkloadKey
@@ -33,7 +34,7 @@ class Snapshot:
     """Workloads, nodes, and resource quotas by namespace, read once per pass.
 
     `external`: what is known of the scalers of those workloads that have one of their own. `lost`: by kind, the fields
-    of a status that the cluster's definitions don't hold.
+    of a status that the cluster's definitions don't hold. `inventory`: all GPUs of the cluster, None: those of `nodes`.
     """
 
     now: float
@@ -42,3 +43,4 @@ class Snapshot:
     quotas: Mapping[str, ResourceQuota] = field(default_factory=dict)
     external: Mapping[WorkloadKey, ScalerState] = field(default_factory=dict)
     lost: Mapping[str, frozenset[Path]] = field(default_factory=dict)
+    inventory: Inventory | None = None

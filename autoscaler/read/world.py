@@ -10,6 +10,7 @@ from autoscaler.model.resource_quota import ResourceQuota, read_quota, tighter
 from autoscaler.model.snapshot import Snapshot
 from autoscaler.model.workload import ClusterView, Discovered
 from autoscaler.ports import Cluster, Enforcement
+from autoscaler.read.capacity import read_inventory
 from autoscaler.read.discovery import discover
 
 
@@ -28,7 +29,8 @@ async def read_world(
     discovered = discover(view, nodes, previous)
     if problems:
         discovered = replace(discovered, problems=(*discovered.problems, *problems))
-    return Snapshot(now, discovered, nodes, quotas, lost=view.lost)
+    inventory = read_inventory(view, nodes, discovered.workloads)
+    return Snapshot(now, discovered, nodes, quotas, lost=view.lost, inventory=inventory)
 
 
 def _nodes_of(view: ClusterView) -> set[str]:

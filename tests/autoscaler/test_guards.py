@@ -358,6 +358,6 @@ def test_the_order_of_the_guards_is_the_documented_one():
     assert [one.__name__ for one in GUARDS] == [
         "enough", "fresh", "valid", "unpaused", "supported", "not_managed_elsewhere",
         "dead_band", "stabilization", "step", "rollback", "cool_down",
-        "live_use", "bounds", "order", "published", "order", "quota", "capacity", "one_answer", "rate", "order",
+        "live_use", "bounds", "order", "published", "order", "quota", "capacity", "room", "one_answer", "rate", "order",
     ]  # fmt: skip
     assert all(one.__doc__ for one in GUARDS)
