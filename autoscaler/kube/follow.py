@@ -7,7 +7,7 @@ what is known may be is in `heard_at`; whoever reads judges it. Neighbours: `she
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +29,8 @@ SHORTEST_WATCH_SECONDS: Final = 1.0
 """One that ends sooner, and told nothing, counts as a failure: else it would be asked for again at once, for ever."""
 FAILURES_BEFORE_LIST: Final = 2
 """A watch that the server refuses so often is not resumed: its place may be one that the server never had."""
+WARNED_FAILURES: Final = 2
+"""One failure in a row is daily life: a server or a proxy that was restarted."""
 _REFUSED: Final = frozenset({401, 403, 429})
 """Says nothing about the place."""
 _NO_SUCH_KIND: Final = 404
@@ -128,10 +130,10 @@ class Follower:
         query |= {**self._query, "resourceVersion": self.version}
         began, told = _now(), False
         try:
-            async with self._client.stream(self.resource.path(), query, patience.silence_seconds) as lines:
+            async with self._client.stream(self.resource.path(), query, 2 * patience.silence_seconds) as lines:
                 self._heard()
                 tell()
-                async for line in lines:
+                async for line in _while_it_speaks(lines, patience.silence_seconds):
                     if line.strip():
                         self._take(line)
                         told = True
@@ -141,7 +143,7 @@ class Follower:
             raise _worded(error, self.resource, "watch") from error
         finally:
             if told or _now() - began >= patience.longest_retry_seconds:
-                self._failures = 0
+                self._recover()
         if not told and _now() - began < SHORTEST_WATCH_SECONDS:
             raise UnreachableError(f"watch of {self.resource.path()}: it ends as soon as it begins")
 
@@ -166,10 +168,12 @@ class Follower:
         return trimmed(item, self.resource)
 
     def _heard(self) -> None:
-        self.heard_at = _now()
-        if self.trouble is not None:
+        self.heard_at, self.trouble = _now(), None
+
+    def _recover(self) -> None:
+        if self._failures >= WARNED_FAILURES:
             log.info("cluster_heard_again", kind=self.resource.kind, failures=self._failures)
-        self.trouble = None
+        self._failures = 0
 
     def _fail(self, error: ClusterError, patience: Patience) -> float:
         """Note a failure and return how long to wait for the next attempt."""
@@ -182,7 +186,7 @@ class Follower:
                 log.info("cluster_listed_again", kind=self.resource.kind, why=str(error))
                 return 0.0
         self._failures += 1
-        if self.trouble is None:
+        if self._failures == WARNED_FAILURES:
             log.warning("cluster_not_heard", kind=self.resource.kind, error=str(error), then="it is tried again")
         self.trouble = error
         asked = error.retry_after_seconds if isinstance(error, StatusError) else None
@@ -209,6 +213,17 @@ class Follower:
             log.warning("kind_forbidden", kind=self.resource.kind, error=why, then="it is taken for not installed")
         self._known, self.absent, self._missing_since, self.version = False, True, None, "0"
         self.shelf.replace(self._number, Listed((), ""))
+
+
+async def _while_it_speaks(lines: AsyncIterator[bytes], silence_seconds: float) -> AsyncIterator[bytes]:
+    """Yield lines until there is none for so long: a connection that died may never say so."""
+    while True:
+        try:
+            async with asyncio.timeout(silence_seconds):
+                line = await anext(lines)
+        except (TimeoutError, StopAsyncIteration):
+            return
+        yield line
 
 
 def _worded(error: StatusError, resource: ApiResource, verb: str) -> StatusError:

@@ -21,7 +21,8 @@ class Patience:
     watch_seconds: float = 300.0
     """The server ends a watch after it; the next one begins where it ended."""
     silence_seconds: float = 90.0
-    """A watch that says nothing is taken for dead: a server tells its position each 60 to 75 s (bookmarks)."""
+    """A watch that says nothing is taken for dead, and begun again where it was: a server tells its position each 60
+    to 75 s (bookmarks), but may leave that out for a kind of which nothing ever changed."""
     absent_seconds: float = 300.0
     """A kind that is not installed is looked for again."""
     vanished_seconds: float = 60.0
