@@ -15,6 +15,7 @@ import structlog
 import typer
 from rich.console import Console
 
+from autoscaler.admission.command import webhook_command
 from autoscaler.advise.commands import estimate, recommend
 from autoscaler.controller import World
 from autoscaler.errors import AutoscalerError, ConfigError
@@ -294,3 +295,4 @@ def _fail(message: str, code: int = 1) -> NoReturn:
 for advice in (estimate, recommend, backtest, fit):
     app.command()(_one_line_errors()(advice))
 app.command()(_one_line_errors()(explain_command(Wiring(_world, _pair))))
+app.command()(_one_line_errors()(webhook_command(log_to_stderr)))

@@ -217,7 +217,10 @@ ANNOTATIONS: Final = (
 
 ALLOWED: Final = {spec.key: spec.allowed for spec in ANNOTATIONS}
 """What may stand there, by key."""
-OTHER_KEYS: Final = (keys.ENABLED, keys.GPU_IDS, keys.AUTOSCALING_ORIGINAL)
+OTHER_KEYS: Final = (
+    *(keys.ENABLED, keys.GPU_IDS),
+    *(keys.AUTOSCALING_ORIGINAL, keys.AUTOSCALING_APPLIED, keys.AUTOSCALING_ADOPTED, keys.AUTOSCALING_BORN),
+)
 """Keys that are known but not read from annotations here."""
 
 _KNOWN: Final = tuple(spec.key for spec in ANNOTATIONS) + OTHER_KEYS

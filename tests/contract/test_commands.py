@@ -45,6 +45,7 @@ def test_the_commands_are_these():
         "recommend",
         "run",
         "validate",
+        "webhook",
     ]
     assert names(agent_app) == ["probe", "quotas", "record", "run"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from autoscaler.admission.metrics import ADMISSION_METRICS
 from autoscaler.contract import metrics, quota
 from autoscaler.contract.keys import Effect, QoS
 from autoscaler.model.external import ScalerReason
@@ -37,7 +38,13 @@ DOCUMENTS = (
 
 
 def metric_lines() -> Iterator[str]:
-    for table in (metrics.WORKER_METRICS, metrics.DEVICE_METRICS, metrics.AGENT_METRICS, CONTROLLER_METRICS):
+    for table in (
+        metrics.WORKER_METRICS,
+        metrics.DEVICE_METRICS,
+        metrics.AGENT_METRICS,
+        CONTROLLER_METRICS,
+        ADMISSION_METRICS,
+    ):
         for family in table:
             yield f"{family.name} {family.type} {{{','.join(family.labels)}}}"
 
