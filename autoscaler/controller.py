@@ -26,7 +26,7 @@ from autoscaler.model.workload import Discovered, Workload
 from autoscaler.ports import Clock, Cluster, Enforcement, History, Scalers
 from autoscaler.read.backfill import Backfill
 from autoscaler.read.catchup import Catchup, Reach
-from autoscaler.read.generate import new_workload
+from autoscaler.read.creations import creations
 from autoscaler.read.scalers import consult
 from autoscaler.read.world import read_world
 from autoscaler.recommend import UNTIL, learn, new_memory, recommend, watch
@@ -34,6 +34,7 @@ from autoscaler.recommend.older import relearn
 from autoscaler.recommend.revision import revise
 from autoscaler.report.ledger import Ledger
 from autoscaler.report.metrics import ControllerMetrics
+from autoscaler.report.outbox import Outbox
 from autoscaler.report.writer import Passed, report
 from autoscaler.settings import Settings
 from autoscaler.state.memories import restore, store
@@ -72,7 +73,7 @@ class Controller:
         self._met: set[str] = set()
         self._discovered: Discovered | None = None
         self._before: Passed | None = None
-        self._kept = Kept()
+        self._kept, self._outbox = Kept(), Outbox()
         self._stored_at = world.clock.now()
         reach = Reach(settings.bin_seconds, settings.settled_seconds, settings.history_seconds)
         self._catchup, self._backfill = Catchup(world.history, reach), Backfill(world.history, reach)
@@ -101,7 +102,7 @@ class Controller:
             self._note(allowed, batch, outcome)
         with self.metrics.pass_seconds.labels("report").time():
             passed = self._passed(snapshot, allowed, outcome, history_error)
-            await report(passed, self.world.cluster, self.metrics, dry_run=self.dry_run)
+            await report(passed, self.world.cluster, self.metrics, self._outbox, dry_run=self.dry_run)
             self.ledger.take(allowed, self.learnt["use"], outcome.errors)
         self._before = passed.alone()
         self._store()
@@ -128,15 +129,13 @@ class Controller:
             world.cluster, world.enforcement, world.clock.now(), self._discovered, self.settings.agents
         )
         created = False
-        for workload in snapshot.discovered.workloads:
-            creation = new_workload(workload)
-            if creation is not None and not self.dry_run:
-                try:
-                    await world.cluster.write(creation)
-                except ClusterError as error:
-                    log.warning("workload_not_created", workload=str(workload.key), error=str(error))
-                else:
-                    created = True
+        for key, creation in () if self.dry_run else creations(snapshot.discovered):
+            try:
+                await world.cluster.write(creation)
+            except ClusterError as error:
+                log.warning("workload_not_created", workload=str(key), error=str(error))
+            else:
+                created = True
         if created:
             snapshot = await read_world(
                 world.cluster, world.enforcement, world.clock.now(), snapshot.discovered, self.settings.agents

@@ -6,6 +6,7 @@ changed are rendered at once, and the rest in turn, so that nothing stays wrong 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,6 @@ from typing import Final
 import numpy as np
 import structlog
 
-from autoscaler.errors import AutoscalerError
 from autoscaler.guard.held import held_numbers
 from autoscaler.model.decision import Decision
 from autoscaler.model.external import ScalerState
@@ -32,6 +32,7 @@ from autoscaler.report.conditions import ConditionType
 from autoscaler.report.disturbed import disturbed_workers
 from autoscaler.report.events import events_of, invalid_events
 from autoscaler.report.metrics import ControllerMetrics
+from autoscaler.report.outbox import Outbox, Put
 from autoscaler.report.profiles import profile_writes
 from autoscaler.report.reported import MetricsHealth, MetricsReason, Reported, timestamp
 from autoscaler.report.status import broken_status, changed, status_of
@@ -72,26 +73,39 @@ class Passed:
         return replace(self, before=None)
 
 
-async def report(passed: Passed, cluster: Cluster, metrics: ControllerMetrics, *, dry_run: bool = False) -> None:
-    """Write statuses and events and feed the metrics; one workload's failure stops no other."""
+async def report(
+    passed: Passed,
+    cluster: Cluster,
+    metrics: ControllerMetrics,
+    outbox: Outbox | None = None,
+    *,
+    dry_run: bool = False,
+) -> None:
+    """Write statuses and events and feed the metrics; one workload's failure stops no other.
+
+    `outbox` is kept from pass to pass: it knows what was refused.
+    """
     rows = _rows(passed)
     decisions = {int(row): passed.allowed.decision(int(row)) for row in rows}
     _measure(passed, metrics, decisions.values())
     if dry_run:
         return
-    for row, decision in decisions.items():
-        await _write(cluster, metrics, decision.key, _writes(passed, row, decision))
-    for broken in passed.snapshot.discovered.broken:
-        new = broken_status(broken, passed.snapshot.now)
-        if broken.exists and changed(broken.status, new, passed.lost(broken.ref)):
-            await _write(cluster, metrics, broken.key, [WriteStatus(broken.ref, new)])
-    await _report_invalid(passed, cluster, metrics)
-    before = passed.before.snapshot if passed.before is not None else None
-    for key, write in profile_writes(passed.snapshot, before, decisions, passed.allowed):
-        await _write(cluster, metrics, key, [write])
+    outbox = outbox or Outbox()
+    async with outbox.open(cluster) as put:
+        for row, decision in decisions.items():
+            await put(decision.key, _writes(passed, row, decision, outbox))
+            await asyncio.sleep(0)  # what is rendered is sent while others are rendered, and whoever leads renews
+        for broken in passed.snapshot.discovered.broken:
+            new = broken_status(broken, passed.snapshot.now)
+            if broken.exists and changed(broken.status, new, passed.lost(broken.ref)):
+                await put(broken.key, [WriteStatus(broken.ref, new)])
+        await _report_invalid(passed, put)
+        before = passed.before.snapshot if passed.before is not None else None
+        for key, write in profile_writes(passed.snapshot, before, decisions, passed.allowed):
+            await put(key, [write])
 
 
-def _writes(passed: Passed, row: int, decision: Decision) -> list[ClusterWrite]:
+def _writes(passed: Passed, row: int, decision: Decision, outbox: Outbox) -> list[ClusterWrite]:
     """Return what one workload's readers are to be told: its status where it changed, then what happened."""
     try:
         reported = _reported(passed, row, decision)
@@ -101,6 +115,7 @@ def _writes(passed: Passed, row: int, decision: Decision) -> list[ClusterWrite]:
         return []
     workload = reported.workload
     stale = workload.exists and changed(workload.status, new, passed.lost(workload.ref))
+    stale = stale and not outbox.has_refused(workload.ref, new)
     news = stale or decision.changed or bool(reported.error)  # else it was told when it was new
     return [*([WriteStatus(workload.ref, new)] if stale else []), *(events if news else ())]
 
@@ -219,21 +234,7 @@ def _measure(passed: Passed, metrics: ControllerMetrics, decisions: Iterable[Dec
     metrics.keep(keys)
 
 
-async def _write(
-    cluster: Cluster, metrics: ControllerMetrics, key: WorkloadKey, writes: Iterable[ClusterWrite]
-) -> None:
-    for write in writes:
-        verb = type(write).__name__
-        try:
-            await cluster.write(write)
-        except AutoscalerError as error:
-            metrics.api_writes.labels(verb, type(error).__name__).inc()
-            log.warning("not_reported", workload=str(key), what=verb, error=str(error))
-        else:
-            metrics.api_writes.labels(verb, "ok").inc()
-
-
-async def _report_invalid(passed: Passed, cluster: Cluster, metrics: ControllerMetrics) -> None:
+async def _report_invalid(passed: Passed, put: Put) -> None:
     """Tell once what is wrong with a configuration: when it turned wrong, or wrong in another way."""
     found = passed.snapshot.discovered
     before = passed.before.snapshot.discovered if passed.before is not None else None
@@ -242,7 +243,7 @@ async def _report_invalid(passed: Passed, cluster: Cluster, metrics: ControllerM
     everyone: tuple[Workload | BrokenWorkload, ...] = (*found.workloads, *found.broken)
     for one in everyone:
         told = one.problems if before is None and _is_told(one.status) else known.get(one.key, ())
-        await _write(cluster, metrics, one.key, invalid_events(one, told))
+        await put(one.key, invalid_events(one, told))
 
 
 def _is_told(status: Manifest) -> bool:
