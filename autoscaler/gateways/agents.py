@@ -114,8 +114,12 @@ class HttpAgents:
         self._session: aiohttp.ClientSession | None = None
 
     async def read(self, nodes: tuple[str, ...]) -> Mapping[str, NodeState]:
-        """Ask the agents of these nodes, all at once; one that is away has its error in its NodeState."""
+        """Ask the agents of these nodes, all at once; one that is away has its error in its NodeState.
+
+        Where agents are looked up, those of other nodes are asked, too: an empty one is where another worker may go.
+        """
         await self._look_around()
+        nodes = (*nodes, *sorted(self._addresses.keys() - {*nodes}))
         states = await asyncio.gather(*(self._read_node(node) for node in nodes))
         return dict(zip(nodes, states, strict=True))
 
