@@ -1,4 +1,4 @@
-"""What every implementation of the Cluster port does alike: a folder of manifests, and a real API server."""
+"""What every implementation of the Cluster port does alike: a folder, and a real API server, listed or followed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from autoscaler.gateways.folder import FolderCluster
 from autoscaler.kube.client import KubeClient
 from autoscaler.kube.cluster import KubeCluster
 from autoscaler.kube.listing import list_whole
+from autoscaler.kube.patience import Patience
 from autoscaler.model.crd import render_crds
 from autoscaler.model.steps import Annotate, CreateObject, Emit, Scale, WriteStatus
 from autoscaler.model.workload import ObjectRef, ref_of
@@ -47,13 +48,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield running
 
 
-@pytest.fixture(params=["folder", "server"])
+@pytest.fixture(params=["folder", "server", "followed"])
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
     made: Cluster
     if request.param == "folder":
         made = FolderCluster(tmp_path, FixedClock())
     else:
-        made = KubeCluster(await KubeClient.connect(request.getfixturevalue("server").kubeconfig), FixedClock())
+        patience = Patience() if request.param == "followed" else None
+        kube = await KubeClient.connect(request.getfixturevalue("server").kubeconfig)
+        made = KubeCluster(kube, FixedClock(), patience)
     yield made
     await made.close()
 
