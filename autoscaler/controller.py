@@ -34,6 +34,7 @@ from autoscaler.recommend.older import relearn
 from autoscaler.recommend.revision import revise
 from autoscaler.report.ledger import Ledger
 from autoscaler.report.metrics import ControllerMetrics
+from autoscaler.report.outbox import Outbox
 from autoscaler.report.writer import Passed, report
 from autoscaler.settings import Settings
 from autoscaler.state.memories import restore, store
@@ -72,7 +73,7 @@ class Controller:
         self._met: set[str] = set()
         self._discovered: Discovered | None = None
         self._before: Passed | None = None
-        self._kept = Kept()
+        self._kept, self._outbox = Kept(), Outbox()
         self._stored_at = world.clock.now()
         reach = Reach(settings.bin_seconds, settings.settled_seconds, settings.history_seconds)
         self._catchup, self._backfill = Catchup(world.history, reach), Backfill(world.history, reach)
@@ -101,7 +102,7 @@ class Controller:
             self._note(allowed, batch, outcome)
         with self.metrics.pass_seconds.labels("report").time():
             passed = self._passed(snapshot, allowed, outcome, history_error)
-            await report(passed, self.world.cluster, self.metrics, dry_run=self.dry_run)
+            await report(passed, self.world.cluster, self.metrics, self._outbox, dry_run=self.dry_run)
             self.ledger.take(allowed, self.learnt["use"], outcome.errors)
         self._before = passed.alone()
         self._store()
