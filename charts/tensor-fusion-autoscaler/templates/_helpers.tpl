@@ -163,8 +163,19 @@ prometheus.io/path: /metrics
 {{- dict "nodeAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms)) | toYaml -}}
 {{- end -}}
 
-{{/* The row of the backends' table. */}}
+{{/* What the backend needs, with all that its actuators need: the rows of files/backends.yaml. */}}
 {{- define "tfa.backend" -}}
 {{- $table := .Files.Get "files/backends.yaml" | fromYaml -}}
-{{- index $table .Values.agent.backend | toYaml -}}
+{{- $row := index $table.backends .Values.agent.backend -}}
+{{- $compute := list -}}{{- $vram := list -}}{{- $capabilities := list -}}{{- $hostPaths := list -}}
+{{- if eq .Values.agent.backend "auto" -}}
+{{- range .Values.agent.actuators -}}
+{{- $one := index $table.actuators . -}}
+{{- if has "compute" $one.serves -}}{{- $compute = append $compute . -}}{{- end -}}
+{{- if has "vram" $one.serves -}}{{- $vram = append $vram . -}}{{- end -}}
+{{- $capabilities = concat $capabilities $one.capabilities -}}
+{{- $hostPaths = concat $hostPaths $one.hostPaths -}}
+{{- end -}}
+{{- end -}}
+{{- merge (dict "compute" $compute "vram" $vram "capabilities" (uniq $capabilities) "hostPaths" (uniq $hostPaths)) $row | toYaml -}}
 {{- end -}}
