@@ -36,8 +36,8 @@ ANNOTATION: Final = dict(
     zip(AMOUNT_FIELDS, (keys.TFLOPS_REQUEST, keys.TFLOPS_LIMIT, keys.VRAM_REQUEST, keys.VRAM_LIMIT), strict=True)
 )
 PAIRS: Final = ((keys.TFLOPS_REQUEST, keys.TFLOPS_LIMIT), (keys.VRAM_REQUEST, keys.VRAM_LIMIT))
-SCALABLE: Final = frozenset({"Deployment", "StatefulSet"})
-"""Owners with a scale subresource that we may use."""
+NAMES: Final = {key: key.removeprefix(keys.PREFIX) for key in ANNOTATION.values()}
+"""What the figures are called in what is noted on objects."""
 _Places = Mapping[int, tuple[Key | None, ...]]
 """By position among a node's workers, those with a device that is planned: the names of their places, by device.
 
@@ -89,8 +89,10 @@ def annotate(
     if not changes:
         return None
     if keys.AUTOSCALING_ORIGINAL not in worker.annotations:
-        changes[keys.AUTOSCALING_ORIGINAL] = _original(told(original))
-    return Annotate(worker.ref, changes)
+        changes[keys.AUTOSCALING_ORIGINAL] = noted(told(original))
+    ours = changes.keys() | {ANNOTATION[field] for field in overlay.fields()}
+    changes[keys.AUTOSCALING_APPLIED] = noted({key: text for key, text in after.items() if key in ours})
+    return Annotate(worker.ref, changes, was=worker.annotations)
 
 
 def quotas_of(workload: Workload, worker: Worker, amounts: Amounts, state: NodeState) -> WorkerQuota | Held:
@@ -171,9 +173,9 @@ def texts_of(amounts: Amounts) -> dict[str, str]:
     }
 
 
-def _original(texts: Mapping[str, str]) -> str:
-    prefix = len(keys.PREFIX)
-    return json.dumps({key[prefix:]: text for key, text in texts.items()}, separators=(",", ":"))
+def noted(texts: Mapping[str, str]) -> str:
+    """Return amounts, by their annotation, as they are noted beside them."""
+    return json.dumps({NAMES[key]: text for key, text in texts.items()}, separators=(",", ":"))
 
 
 def _note(workload: Workload, decision: Decision) -> Iterator[Annotate]:
@@ -192,8 +194,7 @@ def _scales(workload: Workload, decision: Decision) -> tuple[Scale, ...]:
     if not (is_applied(figure) and figure.changed):
         return ()
     # Several owners share the workers: none of them can be given the sum.
-    owner = workload.owners[0] if len(workload.owners) == 1 else None
-    refs = [owner] if owner is not None and owner.kind in SCALABLE else []
+    refs = [] if workload.scale_target is None else [workload.scale_target]
     refs += [workload.ref] if workload.exists else []
     return tuple(Scale(ref, round(figure.allowed)) for ref in refs)
 

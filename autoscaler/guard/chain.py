@@ -10,10 +10,11 @@ import numpy as np
 from autoscaler.guard.bounds import PAIRS, bounds, live_use, order, published
 from autoscaler.guard.capacity import capacity, rate
 from autoscaler.guard.case import Case, Guard, Limits
-from autoscaler.guard.evidence import enough, fresh, not_managed_elsewhere, supported, unpaused, valid
+from autoscaler.guard.evidence import enough, fresh, supported, unpaused, valid
 from autoscaler.guard.horizontal import one_answer
 from autoscaler.guard.memory import Memory, remember_use
 from autoscaler.guard.ordered import of_layers
+from autoscaler.guard.others import adopted, not_managed_elsewhere, undisrupted
 from autoscaler.guard.quota import quota
 from autoscaler.guard.rollback import keep_good, rollback
 from autoscaler.guard.room import room
@@ -32,6 +33,7 @@ GUARDS: Final[tuple[Guard, ...]] = (
     unpaused,
     supported,
     not_managed_elsewhere,
+    adopted,
     # is now the time?
     of_layers(dead_band),
     of_layers(stabilization),
@@ -44,6 +46,7 @@ GUARDS: Final[tuple[Guard, ...]] = (
     order,
     published,
     order,
+    undisrupted,
     # is there room? What is rounded up already is only cut, to figures that can be published.
     quota,
     capacity,

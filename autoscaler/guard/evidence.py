@@ -62,18 +62,3 @@ def supported(case: Case) -> Case:
     amounts = ~REPLICAS[None, :]
     case = case.hold(case.fleet.flags.dedicated[:, None] & amounts, Verdict.DEDICATED_GPU, freeze=True)
     return case.hold(case.fleet.flags.unsupported[:, None] & amounts, Verdict.UNSUPPORTED_ISOLATION, freeze=True)
-
-
-def not_managed_elsewhere(case: Case) -> Case:
-    """Replicas are moved by one autoscaler only, and not while pods are pending or a rollout runs.
-
-    What is ordered is not measured, so pods that are pending or changing don't falsify it.
-    """
-    flags, measured = case.fleet.flags, ~case.fleet.ordered[:, Field.REPLICAS]
-    for flag, verdict in (
-        (flags.managed_elsewhere, Verdict.REPLICAS_MANAGED_ELSEWHERE),
-        (flags.rollout & measured, Verdict.ROLLOUT_IN_PROGRESS),
-        (flags.pending & measured, Verdict.PODS_PENDING),
-    ):
-        case = case.hold(flag[:, None] & REPLICAS[None, :], verdict, freeze=True)
-    return case

@@ -31,6 +31,9 @@ GUARD_OF: Final[Mapping[Verdict, str]] = {
     Verdict.QUOTA_LIMITED: "quota",
     Verdict.CAPACITY_LIMITED: "capacity",
     Verdict.GAVE_TO_HIGHER_QOS: "capacity",
+    Verdict.ADOPTED: "adopted",
+    Verdict.DISRUPTION_LIMITED: "undisrupted",
+    Verdict.GANG_LIMITED: "undisrupted",
 }
 """The guard that names a verdict; those that are not here have no numbers."""
 _PARTNERS: Final = dict(PAIRS) | {limit: request for request, limit in PAIRS}

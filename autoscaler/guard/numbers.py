@@ -182,6 +182,14 @@ def _room(current: float, before: float, after: float) -> float:
     return next((one for one in near if current + min(before - current, one) == after), room)
 
 
+def _adopted(at: Moment, field: Field) -> Numbers:
+    return {"until_at": float(at.allowed.fleet.holding.rests_until[at.row, field])}
+
+
+def _undisrupted(at: Moment, field: Field) -> Numbers:
+    return {**_cut(at, field), **at.noted(field, "budget_count"), **at.noted(field, "gang_count")}
+
+
 def _published(at: Moment, field: Field) -> Numbers:
     return {"most": min(float(at.allowed.fleet.knobs.maximum[at.row, field]), at.device(field))}
 
@@ -193,6 +201,8 @@ NUMBERS: Final[Mapping[str, Callable[[Moment, Field], Numbers]]] = {
     "unpaused": _unpaused,
     "supported": _nothing,
     "not_managed_elsewhere": _nothing,
+    "adopted": _adopted,
+    "undisrupted": _undisrupted,
     "dead_band": _dead_band,
     "stabilization": _stabilization,
     "step": _step,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from autoscaler.model.config import Mode
-from autoscaler.model.decision import AMOUNT_FIELDS, Decision, FieldDecision
+from autoscaler.model.decision import AMOUNT_FIELDS, Decision, Field, FieldDecision
 from autoscaler.model.reasons import Verdict
 from autoscaler.model.resources import Amount, Amounts
 
@@ -34,6 +34,11 @@ class Overlay:
 
     compute: tuple[float | None, float | None]
     vram: tuple[float | None, float | None]
+
+    def fields(self) -> frozenset[Field]:
+        """Return the figures that are ours to set."""
+        figures = (*self.compute, *self.vram)
+        return frozenset(field for field, figure in zip(AMOUNT_FIELDS, figures, strict=True) if figure is not None)
 
     def over(self, current: Amounts) -> Amounts:
         """Return what a worker that holds `current` is to hold (TFLOPs and bytes, per device).

@@ -179,4 +179,6 @@ class Configuration:
     pause: Pause = Pause()
     revert: bool = False
     model_size: ModelSize | None = None
+    gang_members: int = 0
+    """Workers that must run together, 0: any number is useful."""
     warnings: tuple[str, ...] = field(default=())

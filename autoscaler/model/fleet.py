@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from autoscaler.model.holding import Holding, to_holding
 from autoscaler.model.knobs import UNSET, Figures, Knobs, Laid, to_knobs
 from autoscaler.model.orders import Orders, over_knobs, to_orders
 from autoscaler.model.placement import Placement, place
@@ -57,6 +58,7 @@ class Fleet:
     gpu_count: Floats
     ready: Floats
     flags: Flags
+    holding: Holding
     laid: Laid
     placement: Placement
     orders: Orders
@@ -101,6 +103,7 @@ def to_fleet(snapshot: Snapshot, previous: Fleet | None = None) -> Fleet:
         gpu_count=np.array([workload.config.gpu_count for workload in workloads], dtype=float),
         ready=np.array([sum(w.ready for w in workload.workers) for workload in workloads], dtype=float),
         flags=_flags(workloads, snapshot),
+        holding=to_holding(workloads, snapshot.now),
         laid=laid,
         placement=placement,
         orders=orders,
@@ -125,7 +128,7 @@ def _flags(workloads: Sequence[Workload], snapshot: Snapshot) -> Flags:
         (
             any(worker.pending for worker in workload.workers),
             workload.rollout_in_progress,
-            bool(workload.managed_elsewhere),
+            bool(workload.managed_elsewhere or workload.unscalable),
             bool(workload.problems),
             workload.config.isolation in UNSCALABLE_ISOLATION,
             workload.config.dedicated_gpu,

@@ -73,6 +73,27 @@ class Verdict(StrEnum):
     REPLICAS_FIRST = "ReplicasFirst"
     LOAD_SPREADING = "LoadSpreading"
     GAVE_TO_HIGHER_QOS = "GaveToHigherQoS"
+    ADOPTED = "Adopted"
+    """Somebody else has just set the figure: it rests as it was set."""
+    NOT_SCALABLE = "NotScalable"
+    """Nobody can set the owner's replicas."""
+    DISRUPTION_LIMITED = "DisruptionLimited"
+    """A PodDisruptionBudget keeps so many replicas."""
+    GANG_LIMITED = "GangLimited"
+    """Fewer workers than the gang's minMembers are of no use."""
+
+
+class News(StrEnum):
+    """Events about objects rather than figures."""
+
+    FIGURE_ADOPTED = "FigureAdopted"
+    """Somebody else set a figure; it counts as the user's own from now on."""
+    MISPLACED_KEY = "MisplacedKey"
+    """One of our keys stands where nobody reads it."""
+    MISSPELT_KEY = "MisspeltKey"
+    """A key under our prefix is none, and looks like one."""
+    OWNER_NOT_RECORDED = "OwnerNotRecorded"
+    """A sharing owner could not be put on record: the object goes with the others."""
 
 
 CAUSES: Final = tuple(Cause)

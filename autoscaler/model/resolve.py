@@ -142,6 +142,7 @@ def _configuration(own: Annotations, spec: WorkloadProfileSpec, defaults: Defaul
         pause=own.pause or Pause(),
         revert=bool(own.revert),
         model_size=own.model_size,
+        gang_members=(spec.gang_scheduling.min_members if spec.gang_scheduling is not None else None) or 0,
     )
 
 

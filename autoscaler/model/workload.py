@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -11,6 +12,7 @@ from autoscaler.errors import Problem
 from autoscaler.model.config import Configuration
 from autoscaler.model.resources import Amounts
 from autoscaler.model.stored import Path
+from autoscaler.model.takeover import Found, TakenOver
 from autoscaler.model.usage import WorkloadKey
 
 Manifest = Mapping[str, Any]
@@ -25,7 +27,10 @@ class ClusterView:
     workloads: tuple[Manifest, ...] = ()
     pods: tuple[Manifest, ...] = ()
     owners: tuple[Manifest, ...] = ()
-    """Deployments, StatefulSets, ReplicaSets, Jobs, CronJobs."""
+    """Deployments, StatefulSets, ReplicaSets, Jobs, CronJobs, and top owners of other kinds that pods name.
+
+    One of another kind carries its scale subresource under `scale`, where it has one.
+    """
     nodes: tuple[Manifest, ...] = ()
     quotas: tuple[Manifest, ...] = ()
     """GPUResourceQuotas, where they are installed."""
@@ -78,6 +83,29 @@ class Worker:
     devices: tuple[str, ...] = ()
     annotations: Manifest = field(default_factory=lambda: EMPTY)
     """Only the tensor-fusion.ai/ keys."""
+    born_at: float = math.nan
+    """When the pod was created (seconds since the epoch), NaN: nobody tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Below how many replicas nothing scales in: for disruption budgets, and for the gang; 0: no such bound.
+
+    `budget` names the PodDisruptionBudget that asks for it.
+    """
+
+    by_budget: int = 0
+    by_gang: int = 0
+    budget: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something to tell the owner of an object once, as a warning event."""
+
+    ref: ObjectRef
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -110,6 +138,21 @@ class Workload:
     """Replicas before a rule by the clock moved them, as noted on the object; None: no rule did."""
     revision: int = 0
     """Fingerprint of what runs (images, GPU model, size of the model); 0: not known."""
+    scale_target: ObjectRef | None = None
+    """The owner through which replicas are moved; None where there is none, or several share the workers."""
+    unscalable: str = ""
+    """Why nobody can move the replicas here; empty where that is not so."""
+    counts: tuple[int | None, int | None] = (None, None)
+    """The counts that the object and its only owner carry, None: none is told."""
+    rollout_since: float = math.nan
+    """When a rollout last made a pod (seconds since the epoch), NaN: not known."""
+    floor: Floor = field(default_factory=Floor)
+    references: tuple[ObjectRef, ...] | None = None
+    """Owners that are on record in a generated object, None: it is not generated, or does not exist."""
+    taken: tuple[TakenOver, ...] = ()
+    """Figures that somebody else set, on record as the user's own."""
+    found: tuple[Found, ...] = ()
+    """Figures that somebody else has set since, not on record yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +163,7 @@ class Discovered:
     broken: tuple[BrokenWorkload, ...] = ()
     profiles: tuple[Manifest, ...] = ()
     problems: tuple[Problem, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

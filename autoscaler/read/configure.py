@@ -81,7 +81,7 @@ def inputs_of(group: Group, profiles: Mapping[tuple[str, str], Manifest], defaul
     asking = [sharer for sharer in sharers if not sharer.joins]
     first = (asking or sharers)[0]
     annotations = first.annotations
-    if workload is not None and spec and not first.joins and not _is_generated(workload):
+    if workload is not None and spec and not first.joins and not is_generated(workload):
         problems = [problem for sharer in asking for problem in _against_spec(sharer, workload)]
         annotations = _without_ruled(annotations, spec)
     else:
@@ -127,7 +127,8 @@ def _speakers(group: Group) -> list[Sharer]:
     return sorted(asking or group.sharers.values(), key=_seniority)
 
 
-def _is_generated(workload: Manifest) -> bool:
+def is_generated(workload: Manifest) -> bool:
+    """Tell whether a TensorFusionWorkload was made for its sharers, by this controller or by another operator."""
     metadata = workload["metadata"]
     return bool(metadata.get("ownerReferences")) or (metadata.get("labels") or EMPTY).get(MANAGED_BY) == FIELD_MANAGER
 

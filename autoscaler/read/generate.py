@@ -30,7 +30,7 @@ def new_workload(workload: Workload) -> CreateObject | None:
         for side, attribute in (("requests", "request"), ("limits", "limit"))
     }
     spec: dict[str, Any] = {
-        "replicas": workload.replicas,
+        "replicas": workload.replicas if config.replicas is None else config.replicas,
         "resources": sides,
         "qos": config.qos.value,
         "gpuCount": config.gpu_count,

@@ -38,6 +38,8 @@ class Sharer:
     is_owner: bool = False
     is_worker: bool = False
     problems: tuple[Problem, ...] = ()
+    spokesman: tuple[str, str] = ("", "")
+    """Birth and name of the pod that speaks for an owner without a template."""
 
     @property
     def joins(self) -> bool:
@@ -54,6 +56,8 @@ class Group:
 
     workload: Manifest | None = None
     pods: list[Manifest] = field(default_factory=list)
+    remote: bool = False
+    """Whether somebody else than the owners runs its workers: the owners' pods are clients then."""
     sharers: dict[tuple[str, str], Sharer] = field(default_factory=dict)
 
     @property
@@ -93,7 +97,7 @@ def group_by_workload(view: ClusterView) -> Membership:
         if not _takes_part(metadata.get("labels") or EMPTY) or (pod.get("status") or EMPTY).get("phase") in _ENDED:
             continue
         top, named = owners.top(pod), _named(metadata)
-        group = placed.get((id(top), named)) if top is not None and top.manifest is not None else None
+        group = placed.get((id(top), named)) if top is not None and _speaks_by_template(top) else None
         if group is None:
             if top is not None and top.is_missing and named is None:
                 problems.append(_orphaned(pod, top))
@@ -113,10 +117,14 @@ class _Sharers:
     def place(self, pod: Manifest, top: TopOwner | None, key: WorkloadKey) -> Group:
         """Return the pod's group, with whoever speaks for the pod in it."""
         group = self._groups.setdefault(key, Group())
-        if top is not None and top.manifest is not None:
-            self.add_owner(top.manifest, key)
-        elif top is None or top.kind != WORKLOAD_KIND:
+        if top is None or top.kind == WORKLOAD_KIND:
+            group.remote |= keys.WORKLOAD in _labels(pod)
+        if top is None or top.is_missing:
             self.add_pod(pod, key)
+        elif top.manifest is not None and _speaks_by_template(top):
+            self.add_owner(top.manifest, key)
+        elif top.kind != WORKLOAD_KIND:
+            self.add_owner_of(pod, top, key)
         return group
 
     def add_owner(self, manifest: Manifest, key: WorkloadKey) -> None:
@@ -135,6 +143,27 @@ class _Sharers:
             is_owner=True,
         )
 
+    def add_owner_of(self, pod: Manifest, top: TopOwner, key: WorkloadKey) -> None:
+        """Add an owner that keeps no pod template where others do: the first of its pods speaks for it."""
+        group = self._groups[key]
+        known = group.sharers.get((top.kind, top.name))
+        if known is not None and known.spokesman <= _birth(pod):
+            return
+        annotations, problems = _before_us(pod["metadata"].get("annotations") or EMPTY)
+        ref = top.ref(key.namespace) if top.manifest is None else ref_of(top.manifest)
+        stub = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": {"name": ref.name}, "unscalable": ""}
+        group.sharers[top.kind, top.name] = Sharer(
+            ref=ref,
+            manifest=top.manifest if top.manifest is not None else stub,
+            annotations=annotations,
+            labels=_labels(pod),
+            containers=_containers(pod),
+            replicas=None if top.manifest is None else wanted_replicas(top.manifest),
+            is_owner=True,
+            problems=problems,
+            spokesman=_birth(pod),
+        )
+
     def add_pod(self, pod: Manifest, key: WorkloadKey) -> None:
         annotations, problems = _before_us(pod["metadata"].get("annotations") or EMPTY)
         self._groups[key].sharers["Pod", pod["metadata"]["name"]] = Sharer(
@@ -147,6 +176,14 @@ class _Sharers:
             is_worker=keys.WORKLOAD in _labels(pod),
             problems=problems,
         )
+
+
+def _speaks_by_template(top: TopOwner) -> bool:
+    return top.manifest is not None and bool(pod_template(top.manifest))
+
+
+def _birth(pod: Manifest) -> tuple[str, str]:
+    return str(pod["metadata"].get("creationTimestamp", "")), str(pod["metadata"]["name"])
 
 
 def _takes_part(labels: Mapping[str, str]) -> bool:
@@ -183,6 +220,7 @@ def _containers(pod: Manifest) -> tuple[str, ...] | None:
 def _before_us(annotations: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[Problem, ...]]:
     """Return a pod's annotations with the original amounts in place of those that we wrote."""
     text = annotations.get(keys.AUTOSCALING_ORIGINAL)
+    annotations = {key: value for key, value in annotations.items() if key != keys.AUTOSCALING_APPLIED}
     if text is None:
         return annotations, ()
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
@@ -72,6 +74,7 @@ def make_worker(pod: Manifest, devices: tuple[str, ...], container: str, otherwi
         container=container,
         devices=devices,
         annotations={key: value for key, value in annotations.items() if key.startswith(PREFIX)},
+        born_at=seconds_of(metadata.get("creationTimestamp")),
     )
 
 
@@ -86,26 +89,6 @@ def amount_problems(worker: Worker) -> tuple[Problem, ...]:
         Problem(key, text, allowed, source)
         for (_, key, allowed), text, value in zip(AMOUNT_KEYS, texts, values, strict=True)
         if text is not None and value is None
-    )
-
-
-def largest(workers: Sequence[Worker], otherwise: Amounts) -> Amounts:
-    """Return the largest amounts that any worker holds; `otherwise` when there is none."""
-    if not workers:
-        return otherwise
-    first = workers[0].current
-    # Workers that carry the same texts hold the very same object.
-    held = [worker.current for worker in workers if worker.current is not first]
-    if not held:
-        return first
-    return Amounts(
-        *(
-            Amount(
-                max(amounts[resource].request for amounts in (first, *held)),
-                max(amounts[resource].limit for amounts in (first, *held)),
-            )
-            for resource in Resource
-        )
     )
 
 
@@ -161,3 +144,13 @@ def _ready(pod: Manifest, node: str) -> bool:
         return False
     conditions = status.get("conditions") or ()
     return all(condition.get("status") == "True" for condition in conditions if condition.get("type") == "Ready")
+
+
+@lru_cache(maxsize=65_536)
+def seconds_of(text: object) -> float:
+    """Return an RFC 3339 time as seconds since the epoch, NaN for what is none."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return math.nan
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()

@@ -31,6 +31,8 @@ SHORT: Final[dict[str, str]] = {
     Verdict.REPLICAS_MANAGED_ELSEWHERE: "Elsewhere",
     Verdict.ROLLOUT_IN_PROGRESS: "Rollout",
     Verdict.LOAD_SPREADING: "Spreading",
+    Verdict.DISRUPTION_LIMITED: "DisruptionLim",
+    Verdict.GANG_LIMITED: "GangLim",
     Verdict.UNSUPPORTED_ISOLATION: "Isolation",
     Verdict.AGENT_UNREACHABLE: "AgentAway",
     MetricsReason.MISSING: "NoMetrics",

@@ -60,6 +60,10 @@ VERDICT_TEXT: Final = {
     Verdict.REPLICAS_FIRST: "the replicas move first, they answer the same shortage or surplus",
     Verdict.LOAD_SPREADING: "the load is still spreading over new workers",
     Verdict.GAVE_TO_HIGHER_QOS: "given to higher service levels on its devices",
+    Verdict.ADOPTED: "somebody else has just set it, it rests as it was set",
+    Verdict.NOT_SCALABLE: "nobody can set the owner's replicas",
+    Verdict.DISRUPTION_LIMITED: "a disruption budget keeps so many",
+    Verdict.GANG_LIMITED: "the gang needs so many at once",
 }
 _PLAIN: Final = frozenset({"percentile", "step", "burst_cap", "ratio_to_request"})
 _PLAIN_ENDS: Final = ("_ratio", "_samples", "_workers", "_minutes", "_count")

@@ -169,6 +169,7 @@ RULES: Final[Mapping[str, Callable[[Step, FigureRecord, float], float]]] = {
     "unpaused": _hold,
     "supported": _hold,
     "not_managed_elsewhere": _hold,
+    "adopted": _hold,
     "dead_band": _dead_band,
     "stabilization": _stabilization,
     "step": _step,

@@ -251,6 +251,12 @@ _WORDS: Final[Mapping[Verdict, Callable[[Held], str]]] = {
         f"{held.workload.config.isolation} is fixed when a worker starts; {keys.ISOLATION}: soft can be scaled"
     ),
     Verdict.DEDICATED_GPU: _just(f"it has the whole device by the annotation {keys.DEDICATED_GPU}"),
+    Verdict.ADOPTED: lambda held: f"it may move again from {held.until} on",
+    Verdict.NOT_SCALABLE: lambda held: held.workload.unscalable,
+    Verdict.DISRUPTION_LIMITED: lambda held: (
+        f"PodDisruptionBudget {held.workload.floor.budget} keeps {held.workload.floor.by_budget} now"
+    ),
+    Verdict.GANG_LIMITED: _just("fewer than gangScheduling.minMembers don't start"),
     Verdict.CONFIG_INVALID: _just("nothing is lowered until it is corrected, see ConfigValid"),
 }
 """What is not here passes by itself, or its verdict names all there is to know."""

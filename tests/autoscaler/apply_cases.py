@@ -63,7 +63,9 @@ def workload(workers=None, current=None, **more: Any) -> Workload:
         "generation": 3,
         "owners": (ObjectRef("apps/v1", "Deployment", KEY.namespace, KEY.name, uid="uid-deploy"),),
     }
-    return Workload(**(settings | more))
+    owners = (settings | more)["owners"]
+    scalable = owners[0] if len(owners) == 1 and owners[0].kind == "Deployment" else None
+    return Workload(**({"scale_target": scalable} | settings | more))
 
 
 def figure(field: Field, current: float, wanted: float, **more: Any) -> FieldDecision:

@@ -356,8 +356,9 @@ def test_bounds_and_order_hold_whatever_was_wanted_and_guarding_again_changes_no
 
 def test_the_order_of_the_guards_is_the_documented_one():
     assert [one.__name__ for one in GUARDS] == [
-        "enough", "fresh", "valid", "unpaused", "supported", "not_managed_elsewhere",
+        "enough", "fresh", "valid", "unpaused", "supported", "not_managed_elsewhere", "adopted",
         "dead_band", "stabilization", "step", "rollback", "cool_down",
-        "live_use", "bounds", "order", "published", "order", "quota", "capacity", "room", "one_answer", "rate", "order",
+        "live_use", "bounds", "order", "published", "order", "undisrupted", "quota", "capacity", "room", "one_answer",
+        "rate", "order",
     ]  # fmt: skip
     assert all(one.__doc__ for one in GUARDS)

@@ -51,7 +51,7 @@ def test_a_changed_limit_is_annotated_on_every_worker_and_the_first_patch_keeps_
     assert [write.ref.name for write in writes] == ["chat-0", "chat-1"]
     patch = writes[0].annotations
     assert patch[keys.TFLOPS_LIMIT] == "40"
-    assert set(patch) == {keys.TFLOPS_LIMIT, keys.AUTOSCALING_ORIGINAL}
+    assert set(patch) == {keys.TFLOPS_LIMIT, keys.AUTOSCALING_ORIGINAL, keys.AUTOSCALING_APPLIED}
     assert json.loads(patch[keys.AUTOSCALING_ORIGINAL]) == {
         "tflops-request": "10",
         "tflops-limit": "20",
@@ -63,7 +63,9 @@ def test_a_changed_limit_is_annotated_on_every_worker_and_the_first_patch_keeps_
 def test_the_original_is_never_overwritten():
     crew = (worker(annotations=STATED | {keys.AUTOSCALING_ORIGINAL: "{}"}),)
     (write,) = intents(workload(crew), decision({LIMIT: 40.0}))
-    assert write.annotations == {keys.TFLOPS_LIMIT: "40"}
+    assert {key: text for key, text in write.annotations.items() if key != keys.AUTOSCALING_APPLIED} == {
+        keys.TFLOPS_LIMIT: "40"
+    }
 
 
 @pytest.mark.parametrize("stated", [{}, {keys.TFLOPS_LIMIT: "20"}])
@@ -106,6 +108,17 @@ def test_a_request_that_is_ours_yields_to_a_limit_that_is_not():
     (write,) = intents(workload(crew), decision({Field.COMPUTE_REQUEST: 30.0, LIMIT: limit}))
     assert write.annotations[keys.TFLOPS_REQUEST] == "20"
     assert keys.TFLOPS_LIMIT not in write.annotations
+
+
+def test_what_was_written_is_noted_beside_it_without_what_is_not_ours():
+    limit = figure(LIMIT, 20.0, 20.0, mode=Mode.OFF)
+    crew = (worker(annotations=STATED),)
+    (write,) = intents(workload(crew), decision({VRAM_REQUEST: 3.0 * GIB, LIMIT: limit}))
+    assert json.loads(write.annotations[keys.AUTOSCALING_APPLIED]) == {
+        "tflops-request": "10",
+        "vram-request": "3Gi",
+        "vram-limit": "4Gi",
+    }
 
 
 def test_replicas_go_to_the_owner_first_and_to_the_workload_last():

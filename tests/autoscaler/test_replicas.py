@@ -28,14 +28,14 @@ POLICY = ReplicasPolicy(mode=Mode.ON, max_replicas=1000, target_tflops_ratio=0.5
 
 
 def service(policy: ReplicasPolicy = POLICY, now: float = NOW, **columns: float | bool) -> Fleet:
-    """One workload with a limit of 20 TFLOPs that can't grow; `replicas`, `ready`, or a flag of the fleet by name."""
+    """One workload with a limit of 20 TFLOPs that can't grow; `replicas`, `ready`, or what holds it by name."""
     config = replace(ON, requests=RequestsPolicy(Mode.OFF), limits=OFF_LIMITS, replicas_policy=policy)
     count = int(columns.get("replicas", 2))
     fleet = replace(fleet_of(workload(config=config, replicas=count), now=now), ready=np.array([float(count)]))
     if "ready" in columns:
         fleet = replace(fleet, ready=np.array([float(columns["ready"])]))
     flags = {name: np.array([value]) for name, value in columns.items() if isinstance(value, bool)}
-    return replace(fleet, flags=replace(fleet.flags, **flags))
+    return replace(fleet, holding=replace(fleet.holding, **flags))
 
 
 def learnt(fleet: Fleet, tflops: float, reporting: float | None = None) -> Rows:
@@ -342,7 +342,7 @@ def test_a_surge_that_can_not_move_forbids_inward_too():
 
 
 @pytest.mark.parametrize(
-    ("flag", "verdict"), [("pending", Verdict.PODS_PENDING), ("rollout", Verdict.ROLLOUT_IN_PROGRESS)]
+    ("flag", "verdict"), [("starting", Verdict.PODS_PENDING), ("rolling", Verdict.ROLLOUT_IN_PROGRESS)]
 )
 def test_nothing_moves_while_pods_are_pending_or_a_rollout_runs_not_even_in_a_surge(flag: str, verdict: Verdict):
     for wish in (1, 40):

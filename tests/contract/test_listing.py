@@ -16,7 +16,7 @@ from autoscaler.admission.metrics import ADMISSION_METRICS
 from autoscaler.contract import metrics, quota
 from autoscaler.contract.keys import Effect, QoS
 from autoscaler.model.external import ScalerReason
-from autoscaler.model.reasons import Verdict
+from autoscaler.model.reasons import News, Verdict
 from autoscaler.report.conditions import ConditionType, Reason
 from autoscaler.report.events import EventReason
 from autoscaler.report.metrics import CONTROLLER_METRICS
@@ -58,6 +58,7 @@ def condition_lines() -> Iterator[str]:
         ("reason (nodes)", SyncReason),
         ("reason (external scaler)", ScalerReason),
         ("event", EventReason),
+        ("event", News),
     ):
         for member in enum:
             yield f"{title}: {member.value}"
