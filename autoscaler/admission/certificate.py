@@ -6,6 +6,7 @@ Neighbour: `shared` keeps a certificate of our own in a Secret, for all replicas
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import ssl
 import tempfile
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def expires_at(certificate: bytes, name: str) -> float | None:
 
 
 async def self_signed(name: str) -> Pair:
-    """Make a certificate that is its own authority, for a DNS name, valid VALID_DAYS.
+    """Make a certificate that is its own authority, for a DNS name or an IP address, valid VALID_DAYS.
 
     Raises:
         CertificateError: the openssl command is missing or failed.
@@ -108,10 +109,18 @@ async def self_signed(name: str) -> Pair:
         await _openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
             # The subject is at most 64 characters long; nobody reads it but in an error message.
-            *("-days", str(VALID_DAYS), "-subj", f"/CN={name[:64]}", "-addext", f"subjectAltName=DNS:{name}"),
+            *("-days", str(VALID_DAYS), "-subj", f"/CN={name[:64]}", "-addext", f"subjectAltName={_kind(name)}:{name}"),
             *("-keyout", str(key), "-out", str(certificate)),
         )
         return Pair(certificate.read_bytes(), key.read_bytes())  # noqa: ASYNC240  two small files, just written
+
+
+def _kind(name: str) -> str:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "DNS"
+    return "IP"
 
 
 def _load(context: ssl.SSLContext, pair: Pair) -> None:
