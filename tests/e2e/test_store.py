@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import structlog
 
 from autoscaler.contract import keys
 from autoscaler.errors import ClusterError
@@ -162,22 +163,28 @@ async def test_more_than_a_thousand_pods_are_listed_in_pages_and_followed(
 
 
 async def test_a_place_that_the_server_has_forgotten_is_made_up_for_by_a_list(kube: KubeClient, namespace: str) -> None:
-    shelf = Shelf(BY_KIND["Deployment"])
+    shelf = Shelf(BY_KIND["TensorFusionWorkload"])
     follower = Follower(kube, shelf, {})
     await follower.list(PATIENCE)
-    await create(kube, deployment(namespace, 0))
-    follower.version = "1"  # long compacted, as after a night without the server
+    metadata = {"name": "chat", "namespace": namespace}
+    kind = {"apiVersion": "tensor-fusion.ai/v1", "kind": "TensorFusionWorkload"}
+    await create(kube, {**kind, "metadata": metadata, "spec": {"resources": {"requests": {"tflops": "1"}}}})
+    follower.version = "1"  # from before the kind was known: as after a night without the server
 
     news = asyncio.Event()
-    task = asyncio.create_task(follower.run(PATIENCE, news.set))
-    try:
-        async with asyncio.timeout(60):
-            while "chat" not in of(namespace, shelf.items) or follower.version == "1":
-                news.clear()
-                await news.wait()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    with structlog.testing.capture_logs() as logs:
+        task = asyncio.create_task(follower.run(PATIENCE, news.set))
+        try:
+            async with asyncio.timeout(60):
+                while "chat" not in of(namespace, shelf.items):
+                    news.clear()
+                    await news.wait()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    (again,) = logs
+    assert again["event"] == "cluster_listed_again"
+    assert "410" in again["why"]
 
 
 async def test_connections_that_are_cut_lose_nothing_and_take_nothing_away(
