@@ -65,7 +65,8 @@ def new_event(emit: Emit, now: float) -> dict[str, Any]:
 
 def _name(emit: Emit, now: float) -> str:
     # One object may have several events at one moment; names are unique and at most 253 characters.
-    what = zlib.crc32(f"{emit.reason}\0{emit.message}".encode())
+    ref = emit.ref  # an owner and its workload have one name
+    what = zlib.crc32(f"{ref.kind}\0{ref.uid}\0{emit.reason}\0{emit.message}".encode())
     return f"{emit.ref.name[:200]}.{int(now * 1e6):x}{what:08x}"
 
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 REQUEST_KEYS: Final = (keys.TFLOPS_REQUEST, keys.VRAM_REQUEST)
 LIMIT_KEYS: Final = (keys.TFLOPS_LIMIT, keys.VRAM_LIMIT)
-_BUILT_IN_ISOLATION: Final = "soft"
+BUILT_IN_ISOLATION: Final = "soft"
 _MODEL: Final = ("model_params", "model_precision", "model_context", "model_users")
 _JOINED: Final[dict[str, None]] = dict.fromkeys(
     ("tflops_request", "tflops_limit", "vram_request", "vram_limit", "qos", "replicas", *_MODEL)
@@ -130,7 +130,7 @@ def _configuration(own: Annotations, spec: WorkloadProfileSpec, defaults: Defaul
         generate_workload=own.generate_workload is not False,
         is_local_gpu=bool(_first(own.is_local_gpu, spec.is_local_gpu, defaults.is_local_gpu)),
         no_standalone_worker=bool(own.no_standalone_worker),
-        isolation=_first(own.isolation, spec.isolation) or _BUILT_IN_ISOLATION,
+        isolation=_first(own.isolation, spec.isolation) or BUILT_IN_ISOLATION,
         dedicated_gpu=bool(own.dedicated_gpu),
         requests=requests,
         limits=limits,

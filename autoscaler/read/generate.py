@@ -7,6 +7,7 @@ from typing import Any
 from autoscaler.contract.keys import FIELD_MANAGER
 from autoscaler.model.profile import API_VERSION
 from autoscaler.model.quantity import format_amount
+from autoscaler.model.resolve import BUILT_IN_ISOLATION
 from autoscaler.model.resources import SPECS
 from autoscaler.model.steps import CreateObject
 from autoscaler.model.workload import Workload
@@ -35,7 +36,10 @@ def new_workload(workload: Workload) -> CreateObject | None:
         "qos": config.qos.value,
         "gpuCount": config.gpu_count,
     }
-    spec |= {key: value for key, value in (("poolName", config.pool), ("gpuModel", config.gpu_model)) if value}
+    named = (("poolName", config.pool), ("gpuModel", config.gpu_model), ("isLocalGPU", config.is_local_gpu))
+    spec |= {key: value for key, value in named if value}
+    if config.isolation != BUILT_IN_ISOLATION:
+        spec["isolation"] = config.isolation
     metadata: dict[str, Any] = {
         "name": workload.key.name,
         "namespace": workload.key.namespace,

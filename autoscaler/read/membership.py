@@ -13,6 +13,7 @@ from typing import Final
 
 from autoscaler.contract import keys
 from autoscaler.errors import Problem
+from autoscaler.model.problems import is_name
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import EMPTY, ClusterView, Manifest, ObjectRef, ref_of
 from autoscaler.read.owners import Owners, TopOwner, controller_of, pod_template, wanted_replicas
@@ -192,9 +193,10 @@ def _takes_part(labels: Mapping[str, str]) -> bool:
 
 
 def _named(metadata: Manifest) -> str | None:
-    """Return the workload that a pod or template names."""
+    """Return the workload that a pod or template names; what can be no object's name is told where its owner looks."""
     named = (metadata.get("annotations") or EMPTY).get(keys.WORKLOAD)
-    return named or (metadata.get("labels") or EMPTY).get(keys.WORKLOAD)
+    named = named or (metadata.get("labels") or EMPTY).get(keys.WORKLOAD)
+    return named if named and is_name(named) else None
 
 
 def _key(manifest: Manifest, name: str) -> WorkloadKey:
