@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import Any
 
-from tests.benchmarks import bench_agent, bench_engine, bench_forecast, bench_reading
+from tests.benchmarks import bench_agent, bench_cluster, bench_engine, bench_forecast, bench_reading
 from tests.benchmarks.bench_engine import alone, table
 
 
@@ -32,6 +32,8 @@ def main() -> None:
     print("forecast", file=sys.stderr)
     for name, rows in bench_forecast.run(quick=quick).items():
         show(name.replace("_", " ").capitalize(), rows)
+    print("cluster", file=sys.stderr)
+    show("Cluster", bench_cluster.run(quick=quick))
     print("reading", file=sys.stderr)
     show("Reading one bin", [bench_reading.bench_pass(workloads) for workloads in sizes])
     show("Bootstrap", [bench_reading.bench_bootstrap(*((100, 1.0) if quick else (1_000, 7.0)))])
