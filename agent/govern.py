@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import msgspec
 
+from agent.divide import guaranteed, levels_of, raise_by_level
 from agent.report import WorkerKey
 from agent.samples import Attribution, NodeSample, Worker
-from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument
 
 WorkerId: TypeAlias = tuple[str, str]
 """(pod UID, container) of a worker; with a device's UUID it is a `WorkerKey`."""
 
-FIRST_IN_LINE: Final = tuple(reversed(QoS))
 _GIB: Final = 1 << 30
+_ANY: Final = 1 << 62
+_NO_GATES: Final[Mapping[WorkerKey, int]] = MappingProxyType({})
 
 
 def id_of(worker: Worker) -> WorkerId:
@@ -36,6 +38,8 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     worker: Worker
     quota: DeviceQuota
     vram_used_bytes: int | None = None
+    working_bytes: int = _ANY
+    """What it may need now for what it does now (see `activity`); its limit while it works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +103,17 @@ def lay_out(
     return Layout(source, {key: found[key] for key in sorted(found)}, present)
 
 
-def claims(layout: Layout, attribution: Attribution) -> tuple[Claim, ...]:
-    """Return one claim per place, with the memory that the worker holds there."""
+def claims(
+    layout: Layout, attribution: Attribution, working_bytes: Mapping[WorkerKey, int] = _NO_GATES
+) -> tuple[Claim, ...]:
+    """Return one claim per place, with the memory that the worker holds there and what it may need for its work."""
     used = {(use.worker.pod_uid, use.worker.container, use.uuid): use.vram_bytes for use in attribution.uses}
-    return tuple([Claim(worker, quota, used.get(key)) for key, (worker, quota) in layout.places.items()])
+    return tuple(
+        [
+            Claim(worker, quota, used.get(key), working_bytes.get(key, _ANY))
+            for key, (worker, quota) in layout.places.items()
+        ]
+    )
 
 
 def _documented(
@@ -122,9 +133,9 @@ def _documented(
 def govern(wanted: Sequence[Claim], room_of: Mapping[str, Room]) -> tuple[Share, ...]:
     """Return the shares of all claims, in the claims' order; a device without a room gets its claims unchanged.
 
-    Per device, each step only with what the one before left: what is in use, then requests, then limits; the last
-    two by QoS, critical first, and inside a level so that the largest surplus gives first. No result depends on the
-    order of the claims.
+    Per device, each step only with what the one before left: what is in use, then requests, then the head-room that
+    work needs, then limits; all but the first by QoS, critical first, and inside a level so that the largest surplus
+    gives first. A device with room for every limit gives them all. No result depends on the order of the claims.
     """
     vram = [claim.quota.vram_limit_bytes for claim in wanted]
     by_device: dict[str, list[int]] = {}
@@ -157,64 +168,15 @@ def _divide(wanted: Sequence[Claim], room: Room) -> list[int]:
     enough = list(map(max, limits, used))
     if sum(enough) <= lendable:
         return enough
-    nothing = [0] * len(wanted)
     requests = [min(claim.quota.vram_request_bytes, claim.quota.vram_limit_bytes) for claim in wanted]
-    shares = list(map(max, requests, used))
-    if sum(shares) > room.vram_total_bytes:
-        shares = _raise(nothing, nothing, used, room.vram_total_bytes)
-        for level in _levels(wanted):
-            shares = _raise_only(level, shares, nothing, requests, room.vram_total_bytes)
-    for level in _levels(wanted):
+    levels = levels_of([claim.worker.qos for claim in wanted])
+    shares = guaranteed(levels, used, requests, room.vram_total_bytes)
+    # Head-room goes to work before it goes to whoever might work next.
+    working = [min(claim.working_bytes, claim.quota.vram_limit_bytes) for claim in wanted]
+    for targets in (working, limits):
         # Surplus counts from the request, or from the share where even the request fell short.
-        shares = _raise_only(level, shares, list(map(min, requests, shares)), limits, lendable)
+        shares = raise_by_level(levels, shares, list(map(min, requests, shares)), targets, lendable)
     return shares
-
-
-def _levels(wanted: Sequence[Claim]) -> list[list[int]]:
-    places = {qos: [place for place, claim in enumerate(wanted) if claim.worker.qos is qos] for qos in FIRST_IN_LINE}
-    return [level for level in places.values() if level]
-
-
-def _raise_only(
-    level: Sequence[int], shares: Sequence[int], bases: Sequence[int], targets: Sequence[int], total: int
-) -> list[int]:
-    after = list(shares)
-    free = total - sum(shares) + sum(shares[place] for place in level)
-    own, base, target = ([column[place] for place in level] for column in (shares, bases, targets))
-    raised = _raise(own, base, target, free)
-    for place, share in zip(level, raised, strict=True):
-        after[place] = share
-    return after
-
-
-def _raise(shares: Sequence[int], bases: Sequence[int], targets: Sequence[int], total: int) -> list[int]:
-    """Raise every share to its target, or all to the highest common rise over their bases whose sum fits in total.
-
-    A base is never above its share, so a rise of 0 changes nothing. Fewer bytes than there are shares may stay unused.
-    """
-    full = list(map(max, shares, targets))
-    if sum(full) <= total:
-        return full
-    steps = [
-        (max(0, share - base), target - base)
-        for share, base, target in zip(shares, bases, targets, strict=True)
-        if target > share
-    ]
-    rise = _common_rise(steps, total - sum(shares))
-    lifted = [min(target, base + rise) for base, target in zip(bases, targets, strict=True)]
-    return list(map(max, shares, lifted)) if rise else list(shares)
-
-
-def _common_rise(steps: Sequence[tuple[int, int]], free: int) -> int:
-    """Return the highest rise for which the parts of it inside every (from, to) step sum up to at most `free`."""
-    rise = active = 0
-    turns = sorted([(start, 1) for start, _ in steps] + [(end, -1) for _, end in steps])
-    for at, change in turns:
-        if active * (at - rise) > free:
-            break
-        free -= active * (at - rise)
-        rise, active = at, active + change
-    return rise + max(0, free) // active if active else rise
 
 
 def _share(claim: Claim, vram_bytes: int) -> Share:

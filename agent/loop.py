@@ -22,6 +22,7 @@ from agent.enforce.transition import Enforcer
 from agent.exporter import Exporter
 from agent.govern import Claim, Layout, Room, Share, claims, govern, id_of, lay_out, rooms
 from agent.gpus import GpuTable
+from agent.lending import Lending
 from agent.quotas import Capacity, Denial, check_document, refuse
 from agent.report import AgentStats, DurationRecorder, SourceStats, TickReport, WorkerKey
 from agent.samples import Attribution, DeviceSample, DeviceSource, NodeSample, ProcessDirectory, Worker
@@ -61,12 +62,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """The last tick: what was measured, what was governed from it, and what became of it."""
+    """The last tick: what was measured, what was governed from it (memory, then time), and what became of it."""
 
     sample: NodeSample
     attribution: Attribution
     workers: tuple[Worker, ...]
     governed: tuple[tuple[Claim, ...], dict[str, Room]]
+    granted: tuple[Share, ...]
     shares: tuple[Share, ...]
     applied: Mapping[WorkerKey, Applied]
 
@@ -97,6 +99,7 @@ class Agent:
         self._lock = threading.Lock()
         self._scene: _Scene | None = None
         self._layout: Layout | None = None
+        self._lending = Lending()
         self._devices: dict[str, DeviceSample] = {}
         self._generations: dict[WorkerKey, int] = {}
         self._sample_seconds, self._apply_seconds = DurationRecorder(), DurationRecorder()
@@ -195,20 +198,23 @@ class Agent:
 
     def _settle(self, sample: NodeSample, attribution: Attribution, workers: tuple[Worker, ...]) -> None:
         """Govern and enforce, from what was measured and what is desired."""
-        self._parts.live_use.update(attribution, sample, self._tflops())
+        tflops = self._tflops()
+        self._parts.live_use.update(attribution, sample, tflops)
         layout = self._layout = lay_out(self._document, workers, attribution, self._layout)
-        wanted = claims(layout, attribution)
+        wanted = claims(layout, attribution, self._lending.working_bytes(layout, attribution))
         room_of = rooms(sample, wanted)
         before = self._scene
         # Memory moves less often than time: what it was governed from is mostly what it was the tick before.
         same = before is not None and before.governed == (wanted, room_of)
-        shares = before.shares if before is not None and same else govern(wanted, room_of)
+        granted = before.granted if before is not None and same else govern(wanted, room_of)
+        in_force = before.applied if before is not None else {}
+        shares = self._lending.share_time(granted, attribution, in_force, tflops)
         totals = {device.uuid: device.vram_total_bytes for device in sample.devices if device.healthy}
         started = self._timer()
         applied = self._parts.enforcer.enforce(shares, totals, layout.present)
         self._parts.enforcer.backend.turn(sample.at)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
-        self._scene = _Scene(sample, attribution, workers, (wanted, room_of), shares, applied)
+        self._scene = _Scene(sample, attribution, workers, (wanted, room_of), granted, shares, applied)
         self._note_generations(layout, applied)
 
     def _count(self, attempts: tuple[Applied, ...], seconds: float) -> None:
@@ -248,6 +254,7 @@ class Agent:
             applied=dict(self._generations),
             throttled=throttled,
             ooms=witness.ooms() if witness is not None else {},
+            credits=self._lending.credits(),
             backends={key: backend.serves(key) for key in scene.applied},
             last_contact_at=self._contact_at,
             stats=AgentStats(

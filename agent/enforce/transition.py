@@ -13,8 +13,9 @@ from typing import Final
 
 import msgspec
 
+from agent.divide import FIRST_IN_LINE
 from agent.enforce.backend import Applied, Backend
-from agent.govern import FIRST_IN_LINE, Share, WorkerId
+from agent.govern import Share, WorkerId
 from agent.report import WorkerKey
 from autoscaler.contract.keys import EFFECTIVE_NOW
 from autoscaler.contract.quota import DeviceQuota, Observed

@@ -89,6 +89,11 @@ WORKER_QUOTA_GENERATION = _worker("quota_generation", _G, "Generation of the new
 WORKER_QUOTA_APPLIED_GENERATION = _worker(
     "quota_applied_generation", _G, "Generation of the newest quota document in force on this worker."
 )
+WORKER_BURST_CREDIT = _worker(
+    "burst_credit_tflop_seconds",
+    _G,
+    "What this worker saved up under its request and may spend above it; absent for levels whose bursts need none.",
+)
 WORKER_SAMPLE_AGE = _worker("sample_age_seconds", _G, "Age of the measurement behind this worker's series.")
 WORKER_INFO = _worker("info", _G, "Facts about the worker; always 1.", "qos", "backend", "gpu_model", "pod_uid")
 
@@ -140,6 +145,7 @@ WORKER_METRICS: Final = (
     WORKER_OOM,
     WORKER_QUOTA_GENERATION,
     WORKER_QUOTA_APPLIED_GENERATION,
+    WORKER_BURST_CREDIT,
     WORKER_SAMPLE_AGE,
     WORKER_INFO,
 )

@@ -94,6 +94,7 @@ def full_report():
         throttled={KEY: True},
         ooms={(*KEY, "backend"): 2},
         backends={KEY: "sim"},
+        credits={KEY: 120.0},
         last_contact_at=90.0,
         stats=stats,
     )  # fmt: skip
@@ -132,6 +133,7 @@ def test_a_full_tick_shows_every_family_with_its_figure(exporter):
         "throttled_seconds_total": 0,
         "quota_generation": 7,
         "quota_applied_generation": 6,
+        "burst_credit_tflop_seconds": 120,
         "sample_age_seconds": 0.5,
     }
     assert {name: worker(exporter, name) for name in figures} == figures

@@ -1,0 +1,41 @@
+"""Who works and who only holds memory: what each worker may need for its work now, by the contract's gate.
+
+Where a device has room for every limit, nobody asks. Where it has not, head-room goes to work first: a worker that has
+been idle for a while counts with little over what it holds, and with its limit again on its first active sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.govern import Layout
+from agent.report import WorkerKey
+from agent.samples import Attribution
+from autoscaler.contract.gate import UNGATED, Gate
+
+
+class Activity:
+    """One gate per worker and device; forgets who is gone."""
+
+    def __init__(self) -> None:
+        self._gates: dict[WorkerKey, Gate] = {}
+
+    def working_bytes(self, layout: Layout, attribution: Attribution) -> Mapping[WorkerKey, int]:
+        """Take a tick and return, by place, the VRAM in bytes that work may need; no entry means up to the limit.
+
+        A worker is taken to work when it is first seen, and while nothing tells what it does.
+        """
+        now = attribution.at
+        uses = {(use.worker.pod_uid, use.worker.container, use.uuid): use for use in attribution.uses}
+        kept: dict[WorkerKey, Gate] = {}
+        found: dict[WorkerKey, int] = {}
+        for key, (worker, quota) in layout.places.items():
+            use = uses.get(key)
+            if worker.qos in UNGATED or use is None or use.vram_bytes is None or use.compute_ratio is None:
+                continue
+            gate = self._gates.get(key) or Gate(float(quota.vram_limit_bytes), active_at=now)
+            gate.sample(now, use.compute_ratio, float(use.vram_bytes))
+            kept[key] = gate
+            found[key] = int(gate.limit(now, float(quota.vram_request_bytes), float(quota.vram_limit_bytes)))
+        self._gates = kept
+        return found
