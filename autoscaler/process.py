@@ -76,6 +76,7 @@ class Duty:
     leader: str = ""
 
     def __post_init__(self) -> None:
+        self.controller: Controller | None = None
         self.health = Health(time.monotonic, STUCK_INTERVALS * self.settings.interval_seconds)
         self.metrics.leader.set(0)
 
@@ -109,6 +110,7 @@ class Duty:
 
     async def _term(self, controller: Controller, is_over: Callable[[], bool]) -> None:
         """Make pass after pass, the first one at once; one that can't read the cluster is tried again at the next."""
+        self.controller = controller
         self.health.leads()
         self.metrics.leader.set(1)
         try:
@@ -122,6 +124,7 @@ class Duty:
                     await asyncio.wait_for(self.stop.wait(), self.settings.interval_seconds)
         finally:
             self.metrics.leader.set(0)
+            self.controller = None
             await controller.end()
 
     async def _turn(self, controller: Controller) -> None:
