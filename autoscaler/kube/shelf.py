@@ -19,12 +19,12 @@ change each few seconds in fields that are not kept."""
 
 
 class Shelf:
-    """Objects of one kind; `changes` counts up with each change, `fresh` has those that are new since its clearing."""
+    """Objects of one kind; `changes` counts up with each change, `fresh` has those that came since it was cleared."""
 
     def __init__(self, resource: ApiResource, collections: int = 1) -> None:
         self.resource = resource
         self.changes = 0
-        self.fresh: list[Manifest] = []
+        self.fresh: dict[str, Manifest] = {}
         self._objects: dict[str, Manifest] = {}
         self._members: tuple[set[str], ...] = tuple(set() for _ in range(collections))
         self._positions = [0] * collections
@@ -85,7 +85,7 @@ class Shelf:
     def _take(self, uid: str, item: Manifest) -> None:
         held = self._objects.get(uid)
         if held is None:
-            self.fresh.append(item)
+            self.fresh[uid] = item
         elif self._says_nothing_new(held, item):
             return
         self._objects[uid] = item
@@ -99,6 +99,7 @@ class Shelf:
     def _forget(self, uid: str) -> None:
         if uid in self._objects and not any(uid in members for members in self._members):
             del self._objects[uid]
+            self.fresh.pop(uid, None)
             self.changes += 1
 
 

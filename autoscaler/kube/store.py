@@ -137,7 +137,7 @@ class Store:
         return all(
             (shelf := self._shelves.get(str(reference.get("kind")))) is None or reference.get("uid") in shelf
             for own in self._shelves.values()
-            for item in own.fresh
+            for item in own.fresh.values()
             for reference in item["metadata"].get("ownerReferences") or ()
             if reference.get("controller")
         )
