@@ -8,22 +8,20 @@ import ssl
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
 
 import structlog
 
 from autoscaler.admission.certificate import Certificates, FileCertificates, Pair, new_context, take
-from autoscaler.admission.lookup import KubeLookup
+from autoscaler.admission.lookup import BUDGET_SECONDS, WatchedLookup
 from autoscaler.admission.metrics import AdmissionMetrics
 from autoscaler.admission.server import Admission, admission_application, listen, metrics_application
 from autoscaler.admission.settings import WebhookSettings
 from autoscaler.admission.shared import Names, SharedCertificates
 from autoscaler.errors import AutoscalerError, ClusterError
 from autoscaler.kube.client import KubeClient
+from autoscaler.ports import Clock
 
 log = structlog.get_logger(__name__)
-LOOKUP_SECONDS: Final = 1.0
-"""A read that takes longer comes too late for the pod that waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +90,29 @@ async def serve_webhook(settings: WebhookSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, and for `drain_seconds` after, not ready any more."""
     clock, metrics, context = _WallClock(), AdmissionMetrics(), new_context()
     async with AsyncExitStack() as cleanup:
-        hasty = await KubeClient.connect(settings.kubeconfig, timeout_seconds=LOOKUP_SECONDS)
+        client = await KubeClient.connect(settings.kubeconfig)
+        cleanup.push_async_callback(client.close)
+        hasty = await KubeClient.connect(settings.kubeconfig, timeout_seconds=BUDGET_SECONDS)
         cleanup.push_async_callback(hasty.close)
-        keeper = _Keeper(await _certificates(settings, clock, cleanup), context, settings.certificate_seconds)
-        serving = asyncio.Event()
+        lookup = WatchedLookup(client, hasty)
+        cleanup.push_async_callback(lookup.close)
+        keeper = _Keeper(_certificates(settings, client, clock), context, settings.certificate_seconds)
+        serving, known = asyncio.Event(), asyncio.Event()
 
         def trouble() -> str:
-            if stop.is_set():
-                return "stopping"
-            return "" if serving.is_set() else "no certificate is served yet"
+            if stop.is_set() or not serving.is_set():
+                return "stopping" if stop.is_set() else "no certificate is served yet"
+            # Only at first: later it can still refuse what is wrong by itself, and says nothing of what it lacks.
+            lack = "" if known.is_set() else lookup.lack()
+            if not lack:
+                known.set()
+            return lack
 
         runner, _ = await listen(metrics_application(metrics, trouble), settings.metrics_listen)
         cleanup.push_async_callback(runner.cleanup)
+        lookup.follow()
         await keeper.begin(stop)
-        app = admission_application(Admission(KubeLookup(hasty, time.monotonic), clock), metrics, time.monotonic)
+        app = admission_application(Admission(lookup, clock), metrics, time.monotonic)
         runner, port = await listen(app, settings.listen, context)
         cleanup.push_async_callback(runner.cleanup)
         serving.set()
@@ -114,13 +121,11 @@ async def serve_webhook(settings: WebhookSettings, stop: asyncio.Event) -> None:
         await asyncio.sleep(settings.drain_seconds)
 
 
-async def _certificates(settings: WebhookSettings, clock: _WallClock, cleanup: AsyncExitStack) -> Certificates:
+def _certificates(settings: WebhookSettings, client: KubeClient, clock: Clock) -> Certificates:
     if settings.cert_file is not None and settings.key_file is not None:
         return FileCertificates(settings.cert_file, settings.key_file)
-    patient = await KubeClient.connect(settings.kubeconfig)
-    cleanup.push_async_callback(patient.close)
     names = Names(settings.service, settings.namespace, settings.secret, settings.configurations)
-    return SharedCertificates(patient, names, clock)
+    return SharedCertificates(client, names, clock)
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:
