@@ -12,7 +12,7 @@ import structlog
 
 from autoscaler.apply.desired import Kept
 from autoscaler.apply.send import Batch, Outcome, send
-from autoscaler.errors import ClusterError, HistoryError, StateError
+from autoscaler.errors import HistoryError, StateError
 from autoscaler.fit.daily import DailyFit
 from autoscaler.guard import Limits, guard, note
 from autoscaler.guard import new_memory as new_guard_memory
@@ -26,7 +26,7 @@ from autoscaler.model.workload import Discovered, Workload
 from autoscaler.ports import Clock, Cluster, Enforcement, History, Scalers
 from autoscaler.read.backfill import Backfill
 from autoscaler.read.catchup import Catchup, Reach
-from autoscaler.read.creations import creations
+from autoscaler.read.keeper import Keeper
 from autoscaler.read.scalers import consult
 from autoscaler.read.world import read_world
 from autoscaler.recommend import UNTIL, learn, new_memory, recommend, watch
@@ -73,7 +73,7 @@ class Controller:
         self._met: set[str] = set()
         self._discovered: Discovered | None = None
         self._before: Passed | None = None
-        self._kept, self._outbox = Kept(), Outbox()
+        self._kept, self._outbox, self._keeper = Kept(), Outbox(), Keeper()
         self._stored_at = world.clock.now()
         reach = Reach(settings.bin_seconds, settings.settled_seconds, settings.history_seconds)
         self._catchup, self._backfill = Catchup(world.history, reach), Backfill(world.history, reach)
@@ -128,15 +128,7 @@ class Controller:
         snapshot = await read_world(
             world.cluster, world.enforcement, world.clock.now(), self._discovered, self.settings.agents
         )
-        created = False
-        for key, creation in () if self.dry_run else creations(snapshot.discovered):
-            try:
-                await world.cluster.write(creation)
-            except ClusterError as error:
-                log.warning("workload_not_created", workload=str(key), error=str(error))
-            else:
-                created = True
-        if created:
+        if not self.dry_run and await self._keeper.keep(world.cluster, snapshot):
             snapshot = await read_world(
                 world.cluster, world.enforcement, world.clock.now(), snapshot.discovered, self.settings.agents
             )

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from autoscaler.errors import ClusterError
 from autoscaler.model.plain import plain
-from autoscaler.model.steps import Annotate, Scale, WriteStatus
+from autoscaler.model.steps import Annotate, Own, Scale, WriteStatus
 from autoscaler.model.workload import Manifest
 
 CLUSTER_SCOPED: Final = frozenset({"Node"})
@@ -62,6 +62,17 @@ def annotated(manifest: Manifest, write: Annotate) -> Manifest:
     if annotations == (metadata.get("annotations") or {}):
         return manifest
     return _raised({**manifest, "metadata": {**metadata, "annotations": annotations}}, spec_changed=False)
+
+
+def owned(manifest: Manifest, write: Own) -> Manifest:
+    """Return the object with these owners on record."""
+    metadata = manifest["metadata"]
+    references = [
+        {"apiVersion": one.api_version, "kind": one.kind, "name": one.name, "uid": one.uid} for one in write.owners
+    ]
+    if references == (metadata.get("ownerReferences") or []):
+        return manifest
+    return _raised({**manifest, "metadata": {**metadata, "ownerReferences": references}}, spec_changed=False)
 
 
 def with_status(manifest: Manifest, write: WriteStatus) -> Manifest:

@@ -16,12 +16,12 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from autoscaler.errors import ClusterError, ConflictError, Problem
-from autoscaler.gateways.edits import annotated, created, identity, scaled, served, with_status
+from autoscaler.gateways.edits import annotated, created, identity, owned, scaled, served, with_status
 from autoscaler.gateways.event_log import EVENTS_NAME, EventLog
 from autoscaler.gateways.files import Stamp, locked, replace, scan
 from autoscaler.gateways.manifests import Document, find_problems, parse_file, render_document
 from autoscaler.model.secret import secret_texts
-from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Scale, WriteStatus
+from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Own, Scale, WriteStatus
 from autoscaler.model.workload import ClusterView, Manifest, ObjectRef
 from autoscaler.ports import Clock
 
@@ -48,6 +48,7 @@ _EDITS: Final[dict[type, Callable[[Manifest, Any], Manifest]]] = {
     Annotate: annotated,
     WriteStatus: with_status,
     Scale: scaled,
+    Own: owned,
 }
 
 

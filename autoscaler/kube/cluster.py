@@ -22,12 +22,13 @@ from autoscaler.errors import ClusterError, ConflictError, InvalidError
 from autoscaler.kube.client import APPLY_PATCH, MERGE_PATCH, KubeClient, StatusError
 from autoscaler.kube.errors import unheld_field
 from autoscaler.kube.kinds import BY_KIND, EVENTS, SECRET, ApiResource
+from autoscaler.kube.owners import OtherOwners
 from autoscaler.kube.pacing import UNPACED, Pace
 from autoscaler.kube.patience import Patience
 from autoscaler.kube.store import Store
 from autoscaler.model.event import EventKey, event_key, new_event, series_after
 from autoscaler.model.secret import secret_texts
-from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Scale, WriteStatus
+from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Own, Scale, WriteStatus
 from autoscaler.model.stored import Path as StatusPath
 from autoscaler.model.stored import learnt, without
 from autoscaler.model.workload import ClusterView, Manifest, ObjectRef
@@ -44,6 +45,7 @@ class KubeCluster:
     def __init__(self, client: KubeClient, clock: Clock, patience: Patience | None = None) -> None:
         self._client = client
         self._store = Store(client, patience)
+        self._owners = OtherOwners(client)
         self._clock = clock
         self._events: OrderedDict[EventKey, dict[str, Any]] = OrderedDict()
         self._lost: dict[str, frozenset[StatusPath]] = {}
@@ -73,7 +75,7 @@ class KubeCluster:
             ClusterError: one kind can't be read, or was not heard of for too long; never a part, never an old view.
 
         """
-        view = await self._store.read()
+        view = await self._owners.beside(await self._store.read())
         return replace(view, lost=dict(self._lost)) if self._lost else view
 
     async def write(self, write: ClusterWrite) -> None:
@@ -95,6 +97,8 @@ class KubeCluster:
                     await self._write_status(write)
                 case Scale():
                     await self._scale(write)
+                case Own():
+                    await self._own(write)
                 case Emit():
                     await self._emit(write)
         except StatusError as error:
@@ -188,13 +192,27 @@ class KubeCluster:
 
     async def _scale(self, write: Scale) -> None:
         # The scale subresource does not judge a UID, so it is compared here and the version guards what follows.
-        path = _path(write.ref, "scale")
+        other = self._owners.path(write.ref, "scale")
+        path = other or _path(write.ref, "scale")
         scale = await self._client.request("GET", path)
         guard = {"metadata": {"resourceVersion": _same(write.ref, scale)}}
         if (scale.get("spec") or {}).get("replicas", 0) != write.replicas:
             body = {**guard, "spec": {"replicas": write.replicas}}
             scale = await self._client.request("PATCH", path, _MANAGER, body, MERGE_PATCH)
-        self._store.wrote(scale, write.ref.kind)
+        if other is None:
+            self._store.wrote(scale, write.ref.kind)
+        else:
+            self._owners.forget(write.ref)
+
+    async def _own(self, write: Own) -> None:
+        """Replace the list of owners, which a merge patch can only do as a whole: only of the version that was read."""
+        owners = [
+            {"apiVersion": one.api_version, "kind": one.kind, "name": one.name, "uid": one.uid} for one in write.owners
+        ]
+        metadata = {**_uid(write.ref), "resourceVersion": write.ref.resource_version, "ownerReferences": owners}
+        body = {"metadata": metadata}
+        answer = await self._client.request("PATCH", _path(write.ref), _MANAGER, body, MERGE_PATCH)
+        self._store.wrote(answer, write.ref.kind)
 
     async def _emit(self, emit: Emit) -> None:
         key, now = event_key(emit), self._clock.now()

@@ -119,6 +119,7 @@ class AutoscalingStatus(Status):
     vram: ResourceRecommendation | None = Field(None, description="The decision about VRAM.")
     replicas: Replicas | None = Field(None, description="The decision about the number of workers.")
     current: Resources | None = Field(None, description="Amounts in force.")
+    original: Resources | None = Field(None, description="The user's own amounts, beside which they were decided.")
     display: Display | None = Field(None, description="Ready strings for the columns.")
     selector: Text | None = Field(None, description="Label selector of the workers.")
     applied: Text | None = Field(None, description="Workers that acknowledged, of all, such as 2/2.")

@@ -45,6 +45,14 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """Put the owners of an object on record, all of them; refused when it changed since it was read."""
+
+    ref: ObjectRef
+    owners: tuple[ObjectRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """Record an event on an object, after the act."""
 
@@ -54,4 +62,4 @@ class Emit:
     warning: bool = False
 
 
-ClusterWrite = CreateObject | Annotate | WriteStatus | Scale | Emit
+ClusterWrite = CreateObject | Annotate | WriteStatus | Scale | Own | Emit

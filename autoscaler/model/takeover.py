@@ -53,7 +53,12 @@ class Found:
 
 
 def taken_over(found: Found, base: float, known: TakenOver | None, now: float) -> TakenOver:
-    """Return the record of a figure that was found; `known` is what is on record for it."""
+    """Return the record of a figure that was found; `known` is what is on record for it.
+
+    The same figure while it still rests is the same takeover, which was not carried out to its end.
+    """
+    if known is not None and known.value == found.value and now < known.rests_until:
+        return known
     insists = known is not None and known.value == found.value and now - known.at <= INSISTED_SECONDS
     return TakenOver(found.field, base, found.value, now, known.times + 1 if known is not None and insists else 1)
 

@@ -122,6 +122,11 @@ def own_figures(template: Amounts, taken: Iterable[TakenOver]) -> Amounts:
     return with_figures(template, figures) if figures else template
 
 
+def render_noted(texts: Mapping[str, str]) -> str:
+    """Return amounts, by name, as they are noted on a worker."""
+    return json.dumps(dict(texts), separators=(",", ":"))
+
+
 def render_record(records: Iterable[TakenOver]) -> str:
     """Return records as they are noted on an object."""
     return json.dumps(

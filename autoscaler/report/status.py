@@ -62,6 +62,7 @@ def status_of(reported: Reported) -> dict[str, Any]:
         "autoscaling": {
             **_figures(reported),
             "current": _resources(_held(current)),
+            "original": _resources(_held(workload.original)),
             "display": _display(reported, current, nodes, headline(conditions, reported.decision)),
             "selector": f"{WORKLOAD}={workload.key.name}",
             **_progress(reported, nodes),
