@@ -2,6 +2,7 @@
 
 Per figure: the active rule, else a fresh answer of the external scaler. When a rule ends, a figure whose layer is on
 goes back to that layer; one whose layer is off goes back to the owner's own, which is an order, too, until it is there.
+So does one whose owner turned the layer off and asked for the figures of before (`autoscaling-revert`).
 What has to go back is read from what was written (figures kept before the first change, the active rule in the status),
 so that a restart forgets nothing.
 """
@@ -16,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from autoscaler.contract.keys import AUTOSCALING_ORIGINAL
+from autoscaler.contract.keys import AUTOSCALING_ORIGINAL, AUTOSCALING_REVERT
 from autoscaler.model.config import CronRule
 from autoscaler.model.decision import AMOUNT_FIELDS, Field
 from autoscaler.model.external import ScalerState
@@ -66,6 +67,8 @@ class Orders:
         if CAUSES[code] is Cause.EXTERNAL and scaler is not None and scaler.answer is not None:
             reason = f", {scaler.answer.reason}" if scaler.answer.reason else ""
             return f"{scaler.scaler.url} said so at {_clock(scaler.answer.at)}{reason}"
+        if CAUSES[code] is Cause.REVERTED:
+            return f"the layer is off and {AUTOSCALING_REVERT} is 'true', back to the owner's figure"
         following = f"; a rule is next due at {_clock(turn.next_at)}" if turn is not None else ""
         return f"no rule by the clock is in force any more, back to the owner's figure{following}"
 
@@ -80,13 +83,15 @@ def to_orders(snapshot: Snapshot, laid: Laid, previous: Orders | None = None) ->
     before = _clocked(previous)
     for row, (workload, turn, scaler) in enumerate(zip(workloads, turns.turns, scalers, strict=True)):
         standing = before.get(workload.key) or _told_active(workload)
-        if turn is None and scaler is None and not standing:
+        if turn is None and scaler is None and not standing and not workload.config.revert:
             continue
         given = _given(turn, scaler, snapshot.now)
         for field, value in _moved(workload):
             off = laid.knobs.mode[row, field] != ON
             if off and field not in given and (field in standing or (scaler is None and _is_named(workload, field))):
                 given[field] = value, Cause.CRON_ENDED
+            elif off and field not in given and workload.config.revert:
+                given[field] = value, Cause.REVERTED
         for field, (value, why) in given.items():
             figure[row, field], cause[row, field] = value, CAUSE_CODE[why]
     return Orders(tuple(workload.key for workload in workloads), figure, cause, turns, scalers)

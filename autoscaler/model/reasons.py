@@ -41,6 +41,8 @@ class Cause(StrEnum):
     """Utilization is above its target, but limits can still grow, which comes first."""
     COVER_FIRST = "CoverFirst"
     """Fewer workers would do, but first their requests and limits must cover the load that they take over."""
+    REVERTED = "Reverted"
+    """The layer is off and its owner asked for the figures of before."""
 
 
 class Verdict(StrEnum):

@@ -164,7 +164,7 @@ def _provided(reported: Reported) -> Told:
 
 
 def _estimated(decision: FieldDecision) -> bool:
-    return decision.cause not in {Cause.NO_DATA, Cause.CRON, Cause.CRON_ENDED, Cause.EXTERNAL}
+    return decision.cause not in {Cause.NO_DATA, Cause.CRON, Cause.CRON_ENDED, Cause.EXTERNAL, Cause.REVERTED}
 
 
 def _applied(reported: Reported, nodes: Acknowledgement, fields: tuple[Field, ...]) -> Told:

@@ -29,6 +29,7 @@ CAUSE_TEXT: Final = {
     Cause.CRON: "a rule by the clock names it",
     Cause.EXTERNAL: "the owner's own scaler names it",
     Cause.CRON_ENDED: "no rule by the clock is in force any more, back to the owner's figure",
+    Cause.REVERTED: "the layer is off and autoscaling-revert is set, back to the owner's figure",
     Cause.VERTICAL_FIRST: "utilization is above its target, but limits can still grow, which comes first",
     Cause.COVER_FIRST: "fewer workers would do, once requests and limits cover the load that they take over",
 }
