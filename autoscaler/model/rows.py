@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +49,18 @@ class Rows:
         array: Floats = self.arrays[name]  # type: ignore[assignment]  # declared float64 in `columns`
         return array
 
+    def __setitem__(self, name: str, values: Floats | float) -> None:
+        """Write over an array of floats by name."""
+        self.arrays[name][:] = values
+
     def weights(self, name: str) -> Floats32:
         """Return a histogram's weights (W, buckets)."""
         array: Floats32 = self.arrays[name]  # type: ignore[assignment]  # declared float32 in `columns`
         return array
+
+    def alone(self) -> Self:
+        """Return the memory of a fleet of one as numbers and `Row`s; what is written to it goes to these rows."""
+        return cast("Self", _One(self))
 
     def strangers(self, keys: Sequence[WorkloadKey], uids: Sequence[str]) -> list[tuple[WorkloadKey, str]]:
         """Return those that have no row yet, whose rows `align` would start clean."""
@@ -76,3 +85,43 @@ class Rows:
             fresh[kept] = self.arrays[name][rows]
             self.arrays[name] = fresh
         self.keys, self.uids = tuple(keys), tuple(uids)
+
+
+class Row:
+    """One workload's row of an array (W, N) as numbers, which answers to what the array does: `row[:, place]`."""
+
+    __slots__ = ("_array", "values")
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        """Hold on to the row (N,), which is written through."""
+        self._array, self.values = array, array.tolist()
+
+    def __getitem__(self, place: tuple[slice, Any]) -> Any:
+        """Return one place of the row."""
+        return self.values[place[1]]
+
+    def __setitem__(self, place: tuple[slice, Any], value: float) -> None:
+        """Write one place of the row."""
+        self._array[place[1]] = self.values[place[1]] = value
+
+
+class _One:
+    """What `Rows` of one row look like as numbers."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self._arrays = rows, rows.arrays
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what concerns all rows."""
+        return getattr(self._rows, name)
+
+    def __getitem__(self, name: str) -> Any:
+        array = self._arrays[name]
+        return array.item() if array.ndim == 1 else Row(array[0])
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._arrays[name][0] = value
+
+    def weights(self, name: str) -> Any:
+        """Return a histogram's weights (buckets,)."""
+        return self._arrays[name][0]

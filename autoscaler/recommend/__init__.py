@@ -5,7 +5,8 @@ the limit over it, replicas only where limits can't grow.
 """
 
 from autoscaler.recommend.engine import recommend
-from autoscaler.recommend.learn import learn, watch
+from autoscaler.recommend.learn import learn
 from autoscaler.recommend.memory import UNTIL, new_memory
+from autoscaler.recommend.watch import watch
 
 __all__ = ["UNTIL", "learn", "new_memory", "recommend", "watch"]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from autoscaler.model.columns import InColumns, alone, where
 from autoscaler.model.decision import Field
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.knobs import ON
@@ -11,7 +16,7 @@ from autoscaler.model.proposal import Wanted
 from autoscaler.model.resources import Side
 from autoscaler.model.usage import Floats
 from autoscaler.recommend.estimate import Estimate, kept
-from autoscaler.recommend.forecast import foreseen_load, newest
+from autoscaler.recommend.forecast import Forecast, foreseen_load, newest, newest_alone
 from autoscaler.recommend.limits import compute_limits, vram_limits
 from autoscaler.recommend.memory import Learnt
 from autoscaler.recommend.orders import lay_over
@@ -26,34 +31,64 @@ def recommend(fleet: Fleet, memory: Learnt, *, horizontal: bool = True) -> Wante
 
     Without `horizontal` replicas stay as they are: for replays of single workers, which share no load.
     """
-    if horizontal:
-        respread(fleet, memory)
+    if not horizontal:
+        return _recommend_amounts(fleet, memory)
+    respread(fleet, memory)
     forecast = newest(memory, fleet)
     load = None if forecast is None else foreseen_load(fleet, memory, forecast)
-    weighed = balance(fleet, memory, load) if horizontal else None
+    weighed = balance(fleet, memory, load)
+    amounts = _amounts(fleet, memory, forecast, weighed)
+    count = replicas(fleet, memory, weighed, (amounts[Field.COMPUTE_LIMIT].figure, amounts[Field.VRAM_LIMIT].figure))
+    return _wanted(fleet, memory, (*amounts, count))
+
+
+def _recommend_amounts(fleet: Fleet, memory: Learnt) -> Wanted:
+    """Return what each workload should have of each resource; a workload alone is worked on as numbers."""
+    if len(fleet) == 1:
+        one, learnt = alone(fleet), memory.alone()
+        amounts = _amounts(one, learnt, newest_alone(learnt, one), None)
+    else:
+        amounts = _amounts(fleet, memory, newest(memory, fleet), None)
+    return _wanted(fleet, memory, (*amounts, kept(fleet.current[:, Field.REPLICAS])))
+
+
+def _amounts(
+    fleet: Fleet, memory: Learnt, forecast: Forecast | None, weighed: Balance | None
+) -> tuple[Estimate, Estimate, Estimate, Estimate]:
+    """Return the estimates of both resources by Field: the request first, the limit over it."""
     low, high, levels = vram_levels(fleet, memory)
     compute_request = _covering(fleet, Field.COMPUTE_REQUEST, weighed, compute_requests(fleet, memory, forecast))
     vram_request = _covering(fleet, Field.VRAM_REQUEST, weighed, vram_requests(fleet, memory, low, levels))
     baseline = _in_effect(fleet, Field.COMPUTE_REQUEST, compute_request.figure)
     compute_limit = _covering(fleet, Field.COMPUTE_LIMIT, weighed, compute_limits(fleet, memory, baseline, forecast))
     vram_limit = _covering(fleet, Field.VRAM_LIMIT, weighed, vram_limits(fleet, memory, high, levels))
-    limits = compute_limit.figure, vram_limit.figure
-    count = replicas(fleet, memory, weighed, limits) if weighed is not None else kept(fleet.current[:, Field.REPLICAS])
-    estimates = (compute_request, compute_limit, vram_request, vram_limit, count)
+    return compute_request, compute_limit, vram_request, vram_limit
+
+
+def _wanted(fleet: Fleet, memory: Learnt, estimates: Sequence[Estimate]) -> Wanted:
+    rows = len(fleet)
     wanted = Wanted(
-        figure=np.array([one.figure for one in estimates]).T.copy(),
-        lower=np.array([one.lower for one in estimates]).T.copy(),
-        upper=np.array([one.upper for one in estimates]).T.copy(),
-        cause=np.array([one.cause for one in estimates]).T.copy(),
-        urgent=np.array([one.urgent for one in estimates]).T.copy(),
-        inputs={field: one.inputs for field, one in zip(Field, estimates, strict=True)},
+        figure=_laid([one.figure for one in estimates], rows),
+        lower=_laid([one.lower for one in estimates], rows),
+        upper=_laid([one.upper for one in estimates], rows),
+        cause=_laid([one.cause for one in estimates], rows, np.int8),
+        urgent=_laid([one.urgent for one in estimates], rows, np.bool_),
+        inputs={field: InColumns(one.inputs) for field, one in zip(Field, estimates, strict=True)},
         samples=memory["samples"].copy(),
         first_at=memory["first_at"].copy(),
         last_at=memory["last_at"].copy(),
-        trouble_at=np.array([memory["saturated_at"], memory["oom_at"]]).T.copy(),
-        trouble_samples=np.array([memory["saturated"], np.ones(len(fleet))]).T.copy(),
+        trouble_at=_laid([memory["saturated_at"], memory["oom_at"]], rows),
+        trouble_samples=_laid([memory["saturated"], np.ones(rows)], rows),
     )
     return lay_over(fleet, wanted)
+
+
+def _laid(columns: Sequence[NDArray[Any]], rows: int, dtype: type[np.generic] = np.float64) -> NDArray[Any]:
+    """Return columns (W,) or numbers side by side."""
+    laid = np.empty((rows, len(columns)), dtype=dtype)
+    for place, column in enumerate(columns):
+        laid[:, place] = column
+    return laid
 
 
 def _covering(fleet: Fleet, field: Field, weighed: Balance | None, estimate: Estimate) -> Estimate:
@@ -68,5 +103,5 @@ def _covering(fleet: Fleet, field: Field, weighed: Balance | None, estimate: Est
 
 def _in_effect(fleet: Fleet, field: Field, wanted: Floats) -> Floats:
     """Return the ordered figure, else the wanted one where its layer is applied, else the one in force."""
-    layer = np.where(fleet.knobs.mode[:, field] == ON, wanted, fleet.current[:, field])
-    return np.where(fleet.ordered[:, field], fleet.orders.figure[:, field], layer)
+    layer = where(fleet.knobs.mode[:, field] == ON, wanted, fleet.current[:, field])
+    return where(fleet.ordered[:, field], fleet.orders.figure[:, field], layer)

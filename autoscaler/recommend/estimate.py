@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -13,7 +14,10 @@ from autoscaler.model.usage import Bools, Floats
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """One field's estimate, arrays (W,): the figure, its band, why, whether it is urgent, and its inputs by name."""
+    """One field's estimate, arrays (W,): the figure, its band, why, whether it is urgent, and its inputs by name.
+
+    Or the numbers of a workload alone, see `model.columns`.
+    """
 
     figure: Floats
     lower: Floats
@@ -25,6 +29,10 @@ class Estimate:
 
 def choose(current: Floats, rules: tuple[tuple[Bools, Floats, Cause], ...]) -> tuple[Floats, Codes]:
     """Return per workload the figure and cause of the first rule whose condition holds, else the one in force."""
+    if not np.ndim(current):
+        holding = ((value, why) for condition, value, why in rules if condition)
+        value, why = next(holding, (current, Cause.UNCHANGED))
+        return value, cast("Codes", CAUSE_CODE[why])
     figure, cause = current, np.full(current.shape, np.int8(CAUSE_CODE[Cause.UNCHANGED]))
     for condition, value, why in reversed(rules):
         figure = np.where(condition, value, figure)

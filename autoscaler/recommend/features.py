@@ -25,6 +25,9 @@ SCALE_FLOOR_RATIO: Final = 0.005
 HIGH_RATIO: Final = 0.8
 LEVEL_CHANGE: Final = (0.3, 3.0)
 UPPER_QUANTILE: Final = 0.9
+PEAK_BINS: Final = np.array([1, PER_HOUR // 2, PER_HOUR, 4 * PER_HOUR, PER_DAY])
+MEAN_BINS: Final = np.array([PER_HOUR, 3 * PER_HOUR, PER_DAY])
+"""Spans of the features, in bins."""
 
 
 class Features(NamedTuple):
@@ -57,55 +60,55 @@ def features(bins: Bins, original: Floats, horizon: int, days: Ints) -> Features
     """
     end = bins.end
     last_day = bins.peaks[:, end - PER_DAY : end].astype(np.float64)
-    known: Bools = ~np.isnan(last_day)
-    peaks = np.where(known, last_day, 0.0)
-    means = np.where(known, bins.means[:, end - PER_DAY : end], 0.0)
-    # how many of the last k bins are known, for any k, from one pass
-    count: Ints = np.cumsum(known[:, ::-1], axis=1, dtype=np.int64)
-    total = np.cumsum(means[:, ::-1], axis=1, dtype=np.float64)
-    bins_known = count[:, -1]
-    scale = np.maximum(peaks.sum(axis=1) / np.maximum(bins_known, 1), SCALE_FLOOR_RATIO * original)
+    peaks, means, known = last_day, bins.means[:, end - PER_DAY : end], ~np.isnan(last_day)
+    if known.all():
+        count = np.full((len(known), len(MEAN_BINS)), MEAN_BINS)
+    else:
+        peaks, means = np.where(known, peaks, 0.0), np.where(known, means, 0.0)
+        # how many of the last k bins are known, for any k, from one pass
+        count = np.cumsum(known[:, ::-1], axis=1, dtype=np.int64)[:, MEAN_BINS - 1]
+    total = np.cumsum(means[:, ::-1], axis=1, dtype=np.float64)[:, MEAN_BINS - 1]
+    bins_known = count[:, 2]
+    counted = np.maximum(count, 1)
+    scale = np.maximum(peaks.sum(axis=1) / counted[:, 2], SCALE_FLOOR_RATIO * original)
     scale = np.maximum(scale, LEAST_SCALE)
-    spans = [PER_HOUR - 1, 3 * PER_HOUR - 1, PER_DAY - 1]
-    mean = total[:, spans] / np.maximum(count[:, spans], 1)
-    highest = peaks.max(axis=1)
-    high = known & (peaks >= HIGH_RATIO * highest[:, None])
     table = np.empty((len(scale), 11))
-    table[:, 0] = peaks[:, -1]
-    table[:, 1] = peaks[:, -PER_HOUR // 2 :].max(axis=1)
-    table[:, 2] = peaks[:, -PER_HOUR:].max(axis=1)
-    table[:, 3] = peaks[:, -4 * PER_HOUR :].max(axis=1)
-    table[:, 4] = highest
-    table[:, 5:8] = mean
-    table[:, 8] = _upper(last_day[:, -3 * PER_HOUR :], count[:, 3 * PER_HOUR - 1])
-    table[:, 9] = _upper(last_day, bins_known)
+    table[:, :5] = np.maximum.accumulate(peaks[:, ::-1], axis=1)[:, PEAK_BINS - 1]
+    table[:, 5:8] = mean = total / counted
+    highest = table[:, 4]
+    high = known & (peaks >= HIGH_RATIO * highest[:, None])
+    rank = np.maximum(np.ceil(UPPER_QUANTILE * count).astype(np.int64) - 1, 0)
+    table[:, 8] = _upper(last_day[:, -3 * PER_HOUR :], rank[:, 1], count[:, 1])
+    table[:, 9] = _upper(last_day, rank[:, 2], bins_known)
     table[:, :10] = relative(table[:, :10], scale[:, None])
     table[:, 10] = np.argmax(high[:, ::-1], axis=1) / PER_HOUR
     return Features(scale, table, _season(bins, (scale, mean[:, 0]), horizon, days), bins_known)
 
 
-def _upper(values: Floats, count: Ints) -> Floats:
-    """Return the q90 of each row's `count` known values, by nearest rank; 0 where none is known."""
+def _upper(values: Floats, rank: Ints, count: Ints) -> Floats:
+    """Return the q90 of each row's `count` known values, which has this rank; 0 where none is known."""
     ordered = np.sort(values, axis=1)  # NaN last
-    rank = np.maximum(np.ceil(UPPER_QUANTILE * count).astype(np.int64) - 1, 0)
     return np.where(count > 0, ordered[np.arange(len(ordered)), rank], 0.0)
 
 
 def _season(bins: Bins, level: tuple[Floats, Floats], horizon: int, days: Ints) -> Floats:
     """Return what the coming hours were like on the days before, (W, 4); `level`: the scale and the mean of an hour."""
     scale, now = level
-    ahead, ahead_known = _same_hours(bins.peaks, bins.end, horizon, days)
-    behind, behind_known = _same_hours(bins.means, bins.end - PER_HOUR, PER_HOUR, days)
+    table = np.full((len(scale), 4), np.nan)
+    yesterday = bins.peaks[:, bins.end - PER_DAY : bins.end - PER_DAY + horizon]
+    if not ((2 * (~np.isnan(yesterday)).sum(axis=1) >= horizon) & (days > 0)).any():
+        return table
+    allowed = np.arange(SEASON_DAYS, 0, -1) <= days[:, None]
+    ahead, ahead_known = _same_hours(bins.peaks, bins.end, horizon, allowed)
+    behind, behind_known = _same_hours(bins.means, bins.end - PER_HOUR, PER_HOUR, allowed)
     seen = 2 * ahead_known >= horizon
-    peak = ahead.max(axis=2)
     comparable = seen & (2 * behind_known >= PER_HOUR)
     then = behind.sum(axis=2) / np.maximum(behind_known, 1)
     soft = OFFSET * scale
     change = np.clip((now + soft)[:, None] / (then + soft[:, None]), *LEVEL_CHANGE)
-    table = np.full((len(scale), 4), np.nan)
     count, compared = seen.sum(axis=1), comparable.sum(axis=1)
     complete = seen[:, -1] & (compared > 0)
-    peak = np.where(seen, peak, 0.0)
+    peak = np.where(seen, ahead.max(axis=2), 0.0)
     table[:, 0] = peak[:, -1]
     table[:, 1] = peak.sum(axis=1) / np.maximum(count, 1)
     table[:, 2] = peak.max(axis=1)
@@ -113,9 +116,11 @@ def _season(bins: Bins, level: tuple[Floats, Floats], horizon: int, days: Ints) 
     return np.where(complete[:, None], relative(table, scale[:, None]), np.nan)
 
 
-def _same_hours(values: Floats32, end: int, width: int, days: Ints) -> tuple[Floats, Ints]:
-    """Return the `width` bins from `end` on, on each of the last seven days (W, 7, width), and how many are known."""
+def _same_hours(values: Floats32, end: int, width: int, allowed: Bools) -> tuple[Floats, Ints]:
+    """Return the `width` bins from `end` on, on each of the last seven days (W, 7, width), and how many are known.
+
+    `allowed` (W, 7): days that may be looked at.
+    """
     week = values[:, end - SEASON_DAYS * PER_DAY : end].reshape(len(values), SEASON_DAYS, PER_DAY)[:, :, :width]
-    allowed = np.arange(SEASON_DAYS, 0, -1) <= days[:, None]
     known = ~np.isnan(week) & allowed[:, :, None]
     return np.where(known, week, 0.0).astype(np.float64), known.sum(axis=2)

@@ -8,11 +8,13 @@ bad. Averages of forecasts beat the choice of one (Bates & Granger 1969).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from statistics import NormalDist
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 
+from autoscaler.model.columns import beside, isnan, ratio, where, without
 from autoscaler.model.decision import Field
 from autoscaler.model.defaults import DAY
 from autoscaler.model.fleet import Fleet
@@ -33,7 +35,9 @@ UNSCORED_WEIGHT: Final = 0.5
 LEAST_BINS: Final = PER_HOUR // 2
 ROWS_AT_ONCE: Final = 256
 """Rows whose bins stay in a processor's cache."""
-SCORES: Final = np.array([NormalDist().inv_cdf(level) for level in QUANTILES])
+LEVELS: Final = np.array(QUANTILES)
+SCORES: Final = tuple(NormalDist().inv_cdf(level) for level in QUANTILES)
+QUANTILE_NAMES: Final = tuple(f"forecast_q{level * 100:.0f}" for level in QUANTILES)
 
 
 class Forecast(NamedTuple):
@@ -48,23 +52,23 @@ class Forecast(NamedTuple):
     season_weight: Floats
     losses: Floats
 
-    def at(self, level: Floats) -> Floats:
+    def at(self, level: Floats | float) -> Floats:
         """Return a quantile (W,) in TFLOPs: linear in the normal score between those known, and beyond them."""
-        score = _normal_score(level)
-        upper = (score > SCORES[1]).astype(np.int64)
-        rows = np.arange(len(score))
-        low, high = self.quantiles[rows, upper], self.quantiles[rows, upper + 1]
-        slope = (high - low) / (SCORES[upper + 1] - SCORES[upper])
-        value: Floats = self.scale * (np.exp(low + slope * (score - SCORES[upper])) - OFFSET)
+        score, known = _normal_score(level), self.quantiles
+        upper = score > SCORES[1]
+        low, high = where(upper, known[:, 1], known[:, 0]), where(upper, known[:, 2], known[:, 1])
+        start, width = where(upper, SCORES[1], SCORES[0]), where(upper, SCORES[2] - SCORES[1], SCORES[1] - SCORES[0])
+        slope = (high - low) / width
+        value: Floats = self.scale * (np.exp(low + slope * (score - start)) - OFFSET)
         return value
 
     def inputs(self, used: Floats) -> dict[str, Floats]:
         """Return by name what `at` computes from, NaN where `used` (W,) is."""
-        where = np.where(np.isnan(used), np.nan, 1.0)
-        named = {f"forecast_q{level * 100:.0f}": self.quantiles[:, place] for place, level in enumerate(QUANTILES)}
+        shown = where(isnan(used), np.nan, 1.0)
+        named = {name: self.quantiles[:, place] for place, name in enumerate(QUANTILE_NAMES)}
         named |= {"forecast_scale": self.scale, "season_weight": self.season_weight}
         named |= {"plain_loss": self.losses[:, 0], "season_loss": self.losses[:, 1]}
-        return {name: where * values for name, values in named.items()}
+        return {name: shown * values for name, values in named.items()}
 
 
 def foreseen_peak(fleet: Fleet, forecast: Forecast) -> Floats:
@@ -73,10 +77,9 @@ def foreseen_peak(fleet: Fleet, forecast: Forecast) -> Floats:
     An explicit buffer of the limit is put on top.
     """
     knobs = fleet.knobs
-    explicit = ~np.isnan(knobs.limit_percentile[:, Resource.COMPUTE])
-    buffer = np.where(explicit, knobs.limit_buffer[:, Resource.COMPUTE], 0.0)
-    used = np.where(knobs.forecast_layers[:, 1] > 0, 1 + buffer, np.nan)
-    return used * forecast.at(np.full(len(fleet), QUANTILES[-1]))
+    buffer = where(isnan(knobs.limit_percentile[:, Resource.COMPUTE]), 0.0, knobs.limit_buffer[:, Resource.COMPUTE])
+    used = where(knobs.forecast_layers[:, 1] > 0, 1 + buffer, np.nan)
+    return used * forecast.at(QUANTILES[-1])
 
 
 def foreseen_load(fleet: Fleet, memory: Learnt, forecast: Forecast) -> Floats:
@@ -116,15 +119,30 @@ def newest(memory: Learnt, fleet: Fleet) -> Forecast | None:
     rows, series = past.forecast_rows(fleet), memory.series
     if not rows.size or memory.model is None or series.keys != tuple(fleet.keys[row] for row in rows):
         return None
-    there = ~np.isnan(series["season"][:, 0])
-    weight = _season_weight(series["losses"], fleet.knobs.forecast[rows], there)
-    believed, dropped = weight[:, None] > 0, weight[:, None] >= 1
-    plain = np.where(dropped, 0.0, (1 - weight)[:, None] * series["plain"])
-    quantiles = plain + np.where(believed, weight[:, None] * series["season"], 0.0)
-    # Before a day was seen the histogram is as good with half the changes.
-    quantiles = np.where((there | ~np.isnan(series["losses"][:, 1]))[:, None], quantiles, np.nan)
-    found = Forecast(series["scale"], quantiles, weight, series["losses"])
+    found = _newest(series, fleet.knobs.forecast[rows])
     return Forecast(*(_spread(values, rows, len(fleet)) for values in found))
+
+
+def newest_alone(memory: Learnt, fleet: Fleet) -> Forecast | None:
+    """Do what `newest` does for a fleet of one; both as numbers."""
+    asked = fleet.knobs.forecast > 0 and memory.model is not None and memory.series.keys == memory.keys
+    return _newest(memory.series.alone(), fleet.knobs.forecast) if asked else None
+
+
+def _newest(series: Rows, model: Ints) -> Forecast:
+    """Return the forecast of each row of the series."""
+    plain, season, losses = series["plain"], series["season"], series["losses"]
+    there = without(isnan(season[:, 0]))
+    weight = _season_weight(losses, model, there)
+    believed, dropped = weight > 0, weight >= 1
+    # Before a day was seen the histogram is as good with half the changes.
+    speaks = there | without(isnan(losses[:, 1]))
+    quantiles: list[Floats] = []
+    for place in range(len(QUANTILES)):
+        averaged = where(dropped, 0.0, (1 - weight) * plain[:, place])
+        averaged = averaged + where(believed, weight * season[:, place], 0.0)
+        quantiles.append(where(speaks, averaged, np.nan))
+    return Forecast(series["scale"], beside(quantiles), weight, losses)
 
 
 def _close(series: Rows, number: int, fleet: Fleet, model: ForecastModel | None) -> None:
@@ -134,6 +152,7 @@ def _close(series: Rows, number: int, fleet: Fleet, model: ForecastModel | None)
     if model is None:
         return
     rows = past.forecast_rows(fleet)
+    everyone = len(rows) == len(fleet)
     horizons = fleet.knobs.forecast_horizon[rows]
     for asked in set(horizons.tolist()):
         horizon = model.nearest(asked)
@@ -145,45 +164,50 @@ def _close(series: Rows, number: int, fleet: Fleet, model: ForecastModel | None)
                 places = slice(int(block[0]), int(block[-1]) + 1)  # a view instead of a copy
             bins = round(horizon / BIN_SECONDS)
             _score(series, places, number, bins)
-            _forecast(series, (places, rows[places]), fleet, (bins, model.heads[horizon]))
+            _forecast(series, (places, places if everyone else rows[places]), fleet, (bins, model.heads[horizon]))
 
 
 def _score(series: Rows, places: slice | Ints, number: int, horizon: int) -> None:
     """Hold the forecast of `horizon` bins ago against what came."""
     made = series.weights("pending")[places, (number - horizon) % MAX_HORIZON].astype(np.float64)
+    scored = ~np.isnan(made[:, 6])
+    if not scored.any():
+        return
     end = number - int(series.marks[past.FIRST]) + 1
     came = series.weights("peaks")[places, end - horizon : end].astype(np.float64)
     known = ~np.isnan(came)
-    scored = ~np.isnan(made[:, 6]) & (2 * known.sum(axis=1) >= horizon)
+    scored &= 2 * known.sum(axis=1) >= horizon
     if not scored.any():
         return
     truth = relative(np.where(known, came, 0.0).max(axis=1), made[:, 0])
     error = truth[:, None, None] - made[:, 1:].reshape(-1, 2, len(QUANTILES))
-    levels = np.array(QUANTILES)
-    loss = np.maximum(levels * error, (levels - 1) * error).mean(axis=2)
+    loss = np.maximum(LEVELS * error, (LEVELS - 1) * error).sum(axis=2) / len(QUANTILES)
     losses = series["losses"]
     before = losses[places]
     after = np.where(np.isnan(before), loss, before + LOSS_ALPHA * (loss - before))
     losses[places] = np.where(scored[:, None], after, before)
 
 
-def _forecast(series: Rows, rows: tuple[slice | Ints, Ints], fleet: Fleet, model: tuple[int, Heads]) -> None:
+def _forecast(series: Rows, rows: tuple[slice | Ints, slice | Ints], fleet: Fleet, model: tuple[int, Heads]) -> None:
     """Forecast from the newest bin; `rows`: in the series and in the fleet, `model`: horizon in bins and heads."""
     (places, of_fleet), (horizon, heads) = rows, model
-    end = int(series.marks[NEWEST]) - int(series.marks[past.FIRST]) + 1
+    newest_bin = int(series.marks[NEWEST])
+    end = newest_bin - int(series.marks[past.FIRST]) + 1
     bins = Bins(series.weights("peaks")[places], series.weights("means")[places], end)
-    days = np.clip(fleet.knobs.forecast_history[of_fleet] // DAY, 0, SEASON_DAYS).astype(np.int64)
+    days = np.minimum(fleet.knobs.forecast_history[of_fleet] // DAY, SEASON_DAYS).astype(np.int64)
     seen = features(bins, fleet.original[of_fleet, Field.COMPUTE_REQUEST], horizon, days)
     ready = (seen.known >= LEAST_BINS)[:, None]
     plain = np.where(ready, head_quantiles(seen.plain, heads.plain), np.nan)
-    season = np.where(ready, head_quantiles(np.concatenate([seen.plain, seen.season], axis=1), heads.season), np.nan)
-    naive = fleet.knobs.forecast[of_fleet] == FORECAST_CODE["seasonal-naive"]
-    season = np.where(naive[:, None], seen.season[:, :1], season)
+    season = np.full(plain.shape, np.nan)
+    if not np.isnan(seen.season[:, 0]).all():
+        both = head_quantiles(np.concatenate([seen.plain, seen.season], axis=1), heads.season)
+        naive = fleet.knobs.forecast[of_fleet] == FORECAST_CODE["seasonal-naive"]
+        season = np.where(naive[:, None], seen.season[:, :1], np.where(ready, both, np.nan))
     series["scale"][places] = seen.scale
     series["plain"][places] = plain
     series["season"][places] = season
-    slot = int(series.marks[NEWEST]) % MAX_HORIZON
-    series.weights("pending")[places, slot] = np.concatenate([seen.scale[:, None], plain, season], axis=1)
+    made = np.concatenate([seen.scale[:, None], plain, season], axis=1)
+    series.weights("pending")[places, newest_bin % MAX_HORIZON] = made
 
 
 def head_quantiles(table: Floats, weights: Floats) -> Floats:
@@ -196,20 +220,25 @@ def head_quantiles(table: Floats, weights: Floats) -> Floats:
 def _season_weight(losses: Floats, model: Ints, there: Bools) -> Floats:
     """Return the share of the season's head (W,)."""
     plain, season = losses[:, 0], losses[:, 1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = season / plain
-    weight = np.where(ratio <= WORST_RATIO, 1 / (1 + ratio**LOSS_POWER), 0.0)
-    weight = np.where(np.isnan(ratio), UNSCORED_WEIGHT, weight)
-    weight = np.where(model == FORECAST_CODE["linear"], UNSCORED_WEIGHT, weight)
-    weight = np.where(there, weight, 0.0)
-    return np.where(model == FORECAST_CODE["seasonal-naive"], 1.0, weight)
+    worse = ratio(season, plain)
+    weight = where(worse <= WORST_RATIO, 1 / (1 + np.power(worse, LOSS_POWER)), 0.0)
+    weight = where(isnan(worse), UNSCORED_WEIGHT, weight)
+    weight = where(model == FORECAST_CODE["linear"], UNSCORED_WEIGHT, weight)
+    weight = where(there, weight, 0.0)
+    return where(model == FORECAST_CODE["seasonal-naive"], 1.0, weight)
 
 
-def _normal_score(level: Floats) -> Floats:
+def _normal_score(level: Floats | float) -> Floats:
     """Return the standard normal's quantiles; few levels are distinct."""
+    if not isinstance(level, np.ndarray):
+        return cast("Floats", _score_of(level))
     distinct, place = np.unique(level, return_inverse=True)
-    scores = [NormalDist().inv_cdf(one) if 0 < one < 1 else np.nan for one in distinct.tolist()]
-    return np.array(scores)[place]
+    return np.array([_score_of(one) for one in distinct.tolist()])[place]
+
+
+@lru_cache(maxsize=1024)
+def _score_of(level: float) -> float:
+    return NormalDist().inv_cdf(level) if 0 < level < 1 else np.nan
 
 
 def _spread(values: Floats, rows: Ints, count: int) -> Floats:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -54,24 +54,37 @@ def decay(weights: Floats32, seconds: float, half_life: Floats) -> None:
 
 def add(weights: Floats32, buckets: Buckets, values: Floats, sample_weights: Floats) -> None:
     """Add samples in place; `values` and `sample_weights` (W, T), NaN values are not counted."""
-    rows = weights.shape[0]
-    known: Bools = ~np.isnan(values)
-    flat = (np.arange(rows)[:, None] * buckets.count + buckets.index(values))[known]
+    add_at(weights, buckets.index(values), ~np.isnan(values), sample_weights)
+
+
+def add_at(weights: Floats32, places: Ints, counted: Bools, sample_weights: Floats) -> None:
+    """Add samples in place, where they are `counted`, to the buckets that they lie in; all (W, T)."""
+    rows, width = weights.shape
     if rows == 1:
-        for bucket, weight in zip(flat.tolist(), sample_weights[known].tolist(), strict=True):
-            weights[0, bucket] += weight
+        row, samples = weights[0], zip(places[0].tolist(), counted[0].tolist(), sample_weights[0].tolist(), strict=True)
+        for place, counts, weight in samples:
+            if counts:
+                row[place] += weight
         return
+    flat = (np.arange(rows)[:, None] * width + places)[counted]
     if flat.size * 8 < weights.size:
-        np.add.at(weights.reshape(-1), flat, sample_weights[known].astype(np.float32))
+        np.add.at(weights.reshape(-1), flat, sample_weights[counted].astype(np.float32))
         return
-    added = np.bincount(flat, weights=sample_weights[known], minlength=weights.size)
+    added = np.bincount(flat, weights=sample_weights[counted], minlength=weights.size)
     weights += added.reshape(weights.shape).astype(np.float32)
 
 
-def quantiles(weights: Floats32, buckets: Buckets, *levels: Floats) -> tuple[Floats, ...]:
-    """Return one quantile per level and row, each (W,); NaN for rows without samples, and where the level is NaN."""
+def quantiles(weights: Floats32, buckets: Buckets, *levels: Floats | float) -> tuple[Floats, ...]:
+    """Return one quantile per level and row, each (W,); NaN for rows without samples, and where the level is NaN.
+
+    A level is one for each row (W,), or one for all. From the weights of one row (B,) come numbers.
+    """
+    if weights.ndim == 1:
+        return cast("tuple[Floats, ...]", _of_one(weights, buckets, levels))
     found = np.full((len(levels), len(weights)), np.nan)
-    wanted = np.array(levels)
+    wanted = np.empty(found.shape)
+    for place, level in enumerate(levels):
+        wanted[place] = level
     known = ~np.isnan(wanted)
     asked = np.flatnonzero(known.any(axis=0))
     edges = _edges(buckets)
@@ -82,6 +95,18 @@ def quantiles(weights: Floats32, buckets: Buckets, *levels: Floats) -> tuple[Flo
         position = (cumulated >= (level * total * (1 - 1e-9))[:, :, None]).argmax(axis=2)
         found[:, rows] = np.where((total > 0) & known[:, rows], edges[position], np.nan)
     return tuple(found)
+
+
+def _of_one(weights: Floats32, buckets: Buckets, levels: tuple[Any, ...]) -> tuple[float, ...]:
+    """Return the quantiles of one row (B,): weights are never negative, so their sums can be searched."""
+    if not all(map(math.isnan, levels)):
+        cumulated = np.add.accumulate(weights, dtype=np.float64)
+        total, edges = cumulated.item(-1), _edges(buckets)
+        if total > 0:
+            places = cumulated.searchsorted([level * total * (1 - 1e-9) for level in levels]).tolist()
+            pairs = zip(levels, places, strict=True)
+            return tuple(math.nan if math.isnan(level) else edges.item(place) for level, place in pairs)
+    return (math.nan,) * len(levels)
 
 
 @cache

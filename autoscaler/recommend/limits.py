@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from autoscaler.model import defaults
+from autoscaler.model.columns import fmax, isnan, largest, maximum, minimum, where, without
 from autoscaler.model.decision import Field
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.reasons import Cause
@@ -40,18 +41,18 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats, forecast: Foreca
     normal, inputs = _normal(fleet, memory, request)
     if forecast is not None:
         inputs["forecast_peak"] = foreseen_peak(fleet, forecast)
-        normal = np.fmax(normal, inputs["forecast_peak"])
-    lower_ratio = np.where(np.isnan(inputs["percentile"]), LOWER_RATIO, 1.0)
+        normal = fmax(normal, inputs["forecast_peak"])
+    lower_ratio = where(isnan(inputs["percentile"]), LOWER_RATIO, 1.0)
     streak = memory["saturated"]
     saturated = (streak > 0) & _judged(memory, current)
-    step = fleet.knobs.scale_up_step ** np.where(streak > 1, 2, 1)
-    probe = np.fmax(step * current, inputs.pop("learnt"))
+    step = np.power(fleet.knobs.scale_up_step, where(streak > 1, 2, 1))
+    probe = fmax(step * current, inputs.pop("learnt"))
     # Saturation is a shortage that was answered by a raise: after it lowering waits as long as after one.
     since, wait = fleet.now - memory["saturated_at"], fleet.knobs.down_cool_down[:, Field.COMPUTE_LIMIT]
     calm = since > wait
     raised = request > fleet.current[:, Field.COMPUTE_REQUEST]
     rules = (
-        (np.isnan(normal) & ~saturated, current, Cause.NO_DATA),
+        (isnan(normal) & without(saturated), current, Cause.NO_DATA),
         (saturated, probe, Cause.SATURATED),
         ((normal > RAISE_RATIO * current) | (raised & (normal > current)), normal, Cause.RAISED),
         ((normal < lower_ratio * current) & calm, normal, Cause.SURPLUS),
@@ -62,46 +63,47 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats, forecast: Foreca
         lower=normal / RAISE_RATIO,
         upper=normal / lower_ratio,
         cause=cause,
-        urgent=np.asarray(saturated, dtype=np.bool_),
+        urgent=saturated,
         inputs={
             **inputs,
-            "saturated_samples": streak.copy(),
-            "step": np.where(saturated, step, np.nan),
-            "lowering_waits_seconds": np.where(calm, np.nan, wait - since),
+            "saturated_samples": +streak,
+            "step": where(saturated, step, np.nan),
+            "lowering_waits_seconds": where(calm, np.nan, wait - since),
         },
     )
 
 
 def _normal(fleet: Fleet, memory: Rows, request: Floats) -> tuple[Floats, dict[str, Floats]]:
     """Return the limit of an unsaturated workload (W,) and its inputs; `learnt`: what a probe never stays below."""
-    peak = memory["compute_peaks"].max(axis=1)
-    ratio = fleet.knobs.max_ratio_to_requests
-    ratio = np.where(np.isnan(ratio), defaults.MAX_RATIO_TO_REQUESTS, ratio)
+    peak = largest(memory["compute_peaks"])
+    most = fleet.knobs.max_ratio_to_requests
+    most = where(isnan(most), defaults.MAX_RATIO_TO_REQUESTS, most)
     floor = ORIGINAL_FLOOR_RATIO * fleet.original[:, Field.COMPUTE_LIMIT]
-    burst = np.minimum(OVER_PEAK_RATIO * peak, ratio * request)
-    ruled = np.maximum.reduce([OVER_REQUEST_RATIO * request, burst, floor])
+    burst = minimum(OVER_PEAK_RATIO * peak, most * request)
+    ruled = maximum(maximum(OVER_REQUEST_RATIO * request, burst), floor)
     formula, percentile, quantile = _formula(fleet, memory, Resource.COMPUTE)
-    explicit = ~np.isnan(percentile)
-    visible = _visible(fleet, np.where(explicit, quantile, burst / OVER_PEAK_RATIO))
-    known = np.where(memory["samples"] > 0, ruled, np.nan)
+    explicit = without(isnan(percentile))
+    visible = _visible(fleet, where(explicit, quantile, burst / OVER_PEAK_RATIO))
+    known = where(memory["samples"] > 0, ruled, np.nan)
     inputs = {
         "percentile": percentile,
         "quantile": quantile,
-        "buffer_ratio": np.where(explicit, fleet.knobs.limit_buffer[:, Resource.COMPUTE], np.nan),
-        "request": request.copy(),
+        "buffer_ratio": where(explicit, fleet.knobs.limit_buffer[:, Resource.COMPUTE], np.nan),
+        "request": +request,
         "peak_7d": peak,
-        "ratio_to_request": ratio,
+        "ratio_to_request": most,
         "visible_limit": visible,
-        "use": memory["use"][:, Resource.COMPUTE].copy(),
-        "learnt": np.where(explicit, formula, np.maximum(OVER_PEAK_RATIO * peak, floor)),
+        "use": +memory["use"][:, Resource.COMPUTE],
+        "learnt": where(explicit, formula, maximum(OVER_PEAK_RATIO * peak, floor)),
     }
-    return np.maximum(np.where(explicit, formula, known), visible), inputs
+    return maximum(where(explicit, formula, known), visible), inputs
 
 
 def _judged(memory: Rows, current: Floats) -> Bools:
     """Return where saturation was seen under the limit in force (W,): a pass without a new bin must not raise again."""
     same = memory["seen"][:, Field.COMPUTE_LIMIT] == current
-    return np.asarray(same & (memory["saturated_at"] > memory["limit_changed_at"]), dtype=np.bool_)
+    judged: Bools = same & (memory["saturated_at"] > memory["limit_changed_at"])
+    return judged
 
 
 def _visible(fleet: Fleet, use: Floats) -> Floats:
@@ -111,29 +113,29 @@ def _visible(fleet: Fleet, use: Floats) -> Floats:
     the limit would probe for ever.
     """
     device = fleet.device[:, Resource.COMPUTE]
-    return np.where(np.isfinite(device), VISIBLE_GAIN * (use + SATURATION_DEVICE_RATIO * device) / SATURATED_RATIO, 0.0)
+    return where(device < np.inf, VISIBLE_GAIN * (use + SATURATION_DEVICE_RATIO * device) / SATURATED_RATIO, 0.0)
 
 
 def vram_limits(fleet: Fleet, memory: Rows, high: Floats, inputs: dict[str, Floats]) -> Estimate:
     """Return the wanted VRAM limits from the ceiling `high` (W,)."""
     current, live = fleet.current[:, Field.VRAM_LIMIT], inputs["live"]
     formula, percentile, quantile = _formula(fleet, memory, Resource.VRAM)
-    explicit = ~np.isnan(percentile)
+    explicit = without(isnan(percentile))
     device = fleet.device[:, Resource.VRAM]
-    ceiling = np.where(explicit, np.minimum(np.fmax(formula, (1 + defaults.VRAM_HEADROOM_RATIO) * live), device), high)
+    ceiling = where(explicit, minimum(fmax(formula, (1 + defaults.VRAM_HEADROOM_RATIO) * live), device), high)
     floor = _floor(fleet, memory)
-    wanted = np.fmax(ceiling, floor)
+    wanted = fmax(ceiling, floor)
     ran_out = floor > current
     near = (live > NEAR_LIMIT_RATIO * current) & (wanted > current)
     rules = (
-        (np.isnan(wanted), current, Cause.NO_DATA),
+        (isnan(wanted), current, Cause.NO_DATA),
         (ran_out, wanted, Cause.OOM_SEEN),
         (near, wanted, Cause.SATURATED),
         (wanted > RAISE_RATIO * current, wanted, Cause.RAISED),
         (wanted < VRAM_LOWER_RATIO * current, wanted, Cause.SURPLUS),
     )
     figure, cause = choose(current, rules)
-    buffer = np.where(explicit, fleet.knobs.limit_buffer[:, Resource.VRAM], np.nan)
+    buffer = where(explicit, fleet.knobs.limit_buffer[:, Resource.VRAM], np.nan)
     named = {**inputs, "percentile": percentile, "quantile": quantile, "limit_buffer_ratio": buffer, "oom_floor": floor}
     return Estimate(figure, wanted / RAISE_RATIO, wanted / VRAM_LOWER_RATIO, cause, near | ran_out, named)
 
@@ -144,7 +146,7 @@ def _floor(fleet: Fleet, memory: Rows) -> Floats:
     A ceiling that was learnt from calm times and ends the work would cost a death for every step on the way back.
     """
     floor = oom_floor(fleet, memory, OOM_STEP)
-    return np.where(np.isnan(floor), np.nan, np.fmax(floor, fleet.original[:, Field.VRAM_LIMIT]))
+    return where(isnan(floor), np.nan, fmax(floor, fleet.original[:, Field.VRAM_LIMIT]))
 
 
 def _formula(fleet: Fleet, memory: Rows, resource: Resource) -> tuple[Floats, Floats, Floats]:

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from autoscaler.model import defaults
+from autoscaler.model.columns import fmax, isnan, largest, maximum, minimum, ratio, where, without
 from autoscaler.model.decision import Field
 from autoscaler.model.defaults import MINUTE
 from autoscaler.model.fleet import Fleet
@@ -43,18 +44,18 @@ OOM_GAIN: Final = 1.2
 def compute_requests(fleet: Fleet, memory: Rows, forecast: Forecast | None = None) -> Estimate:
     """Return the wanted compute requests; advances the CUSUM to `fleet.now`, once per moment."""
     current = fleet.current[:, Field.COMPUTE_REQUEST]
-    peak = memory["compute_peaks"].max(axis=1)
-    floor = np.maximum(PEAK_FLOOR_RATIO * peak, ORIGINAL_FLOOR_RATIO * fleet.original[:, Field.COMPUTE_REQUEST])
+    peak = largest(memory["compute_peaks"])
+    floor = maximum(PEAK_FLOOR_RATIO * peak, ORIGINAL_FLOOR_RATIO * fleet.original[:, Field.COMPUTE_REQUEST])
     ahead = _Ahead(fleet, forecast)
     target, lower, named = _past(fleet, memory, ahead.replaces)
-    target = np.maximum(np.fmax(target, ahead.target), floor)
-    lower = np.maximum(np.fmax(lower, ahead.line), floor)
+    target = maximum(fmax(target, ahead.target), floor)
+    lower = maximum(fmax(lower, ahead.line), floor)
     surplus, level = _judge(fleet, memory, target), ahead.surplus_minutes(fleet)
     exceeded = _exceeded(fleet, memory)
     peak_above = memory["exceeded_peak"]
     rules = (
-        (np.isnan(target), current, Cause.NO_DATA),
-        (exceeded, np.fmax(target, EXCEEDED_GAIN * peak_above), Cause.EXCEEDED),
+        (isnan(target), current, Cause.NO_DATA),
+        (exceeded, fmax(target, EXCEEDED_GAIN * peak_above), Cause.EXCEEDED),
         (lower > current, target, Cause.RAISED),
         ((surplus > level) & (target < (1 - SURPLUS_RATIO) * current), target, Cause.SURPLUS),
     )
@@ -70,8 +71,8 @@ def compute_requests(fleet: Fleet, memory: Rows, forecast: Forecast | None = Non
             **ahead.inputs,
             "floor": floor,
             "peak_7d": peak,
-            "peak_above_request": np.where(exceeded, peak_above, np.nan),
-            "surplus_minutes": surplus.copy(),
+            "peak_above_request": where(exceeded, peak_above, np.nan),
+            "surplus_minutes": surplus,
             "surplus_level_minutes": level,
         },
     )
@@ -81,7 +82,7 @@ def _past(fleet: Fleet, memory: Rows, replaced: Bools) -> tuple[Floats, Floats, 
     """Return target and raise line of the decaying histogram (W,), NaN where a forecast replaces it, and its inputs."""
     knobs = fleet.knobs
     explicit = knobs.request_percentile[:, Resource.COMPUTE]
-    percentile = np.where(np.isnan(explicit), np.where(replaced, np.nan, knobs.level_percentile), explicit)
+    percentile = where(isnan(explicit), where(replaced, np.nan, knobs.level_percentile), explicit)
     buffer = knobs.request_buffer[:, Resource.COMPUTE]
     (quantile,) = quantiles(memory.weights("request_weights"), COMPUTE_BUCKETS, percentile)
     named = {"percentile": percentile, "quantile": quantile, "buffer_ratio": buffer}
@@ -92,43 +93,42 @@ class _Ahead:
     """The forecast's target and raise line (W,), NaN where none is asked for or known; `replaces`: the histogram."""
 
     def __init__(self, fleet: Fleet, forecast: Forecast | None) -> None:
-        self.target = self.line = np.full(len(fleet), np.nan)
+        knobs, level = fleet.knobs, fleet.knobs.level_forecast
+        self.target = self.line = np.nan * level
         self.inputs: dict[str, Floats] = {}
         if forecast is not None:
-            knobs, level = fleet.knobs, fleet.knobs.level_forecast
             # Only an explicit buffer counts: the quantile of a maximum has its margin in it.
-            buffer = np.nan_to_num(knobs.request_buffer[:, Resource.VRAM])
-            used = np.where(knobs.forecast_layers[:, 0] > 0, 1 + buffer, np.nan)
-            self.target, self.line = used * forecast.at(level), used * forecast.at(level**LINE_POWER)
+            buffer = knobs.request_buffer[:, Resource.VRAM]
+            used = where(knobs.forecast_layers[:, 0] > 0, 1 + where(isnan(buffer), 0.0, buffer), np.nan)
+            self.target, self.line = used * forecast.at(level), used * forecast.at(np.power(level, LINE_POWER))
             named = {"forecast_target": self.target, "forecast_line": self.line}
             self.inputs = {**named, "forecast_quantile": level, "forecast_ratio": used, **forecast.inputs(used)}
-        self.speaks: Bools = ~np.isnan(self.target)
-        self.replaces: Bools = self.speaks & np.isnan(fleet.knobs.request_percentile[:, Resource.COMPUTE])
+        self.speaks: Bools = without(isnan(self.target))
+        self.replaces: Bools = self.speaks & isnan(fleet.knobs.request_percentile[:, Resource.COMPUTE])
 
     def surplus_minutes(self, fleet: Fleet) -> Floats:
         """Return the evidence that lowers a request (W,): less with a forecast, which rises before the use does."""
-        return np.where(self.replaces, fleet.knobs.level_forecast_surplus, SURPLUS_LEVEL_MINUTES)
+        return where(self.replaces, fleet.knobs.level_forecast_surplus, SURPLUS_LEVEL_MINUTES)
 
 
 def _judge(fleet: Fleet, memory: Rows, target: Floats) -> Floats:
     """Accumulate evidence (in minutes) that the request is too large, and return it."""
     surplus, judged_at = memory["surplus"], memory["judged_at"]
-    elapsed = np.minimum(np.fmax(fleet.now - judged_at, 0.0), MAX_JUDGED_SECONDS) / MINUTE
-    with np.errstate(divide="ignore", invalid="ignore"):
-        excess = 1 - target / fleet.current[:, Field.COMPUTE_REQUEST]
-    leaked = np.maximum(0.0, surplus - SURPLUS_LEAK * elapsed)
-    grown = np.where(excess > SURPLUS_RATIO, surplus + excess * elapsed, np.where(excess < 0, 0.0, leaked))
-    grown = np.where(np.isnan(excess), surplus, grown)
-    surplus[:] = np.minimum(grown, 10 * SURPLUS_LEVEL_MINUTES)
-    judged_at[:] = fleet.now
+    elapsed = minimum(fmax(fleet.now - judged_at, 0.0), MAX_JUDGED_SECONDS) / MINUTE
+    excess = 1 - ratio(target, fleet.current[:, Field.COMPUTE_REQUEST])
+    leaked = maximum(0.0, surplus - SURPLUS_LEAK * elapsed)
+    grown = where(excess > SURPLUS_RATIO, surplus + excess * elapsed, where(excess < 0, 0.0, leaked))
+    grown = where(isnan(excess), surplus, grown)
+    surplus = minimum(grown, 10 * SURPLUS_LEVEL_MINUTES)
+    memory["surplus"], memory["judged_at"] = surplus, fleet.now
     return surplus
 
 
 def _exceeded(fleet: Fleet, memory: Rows) -> Bools:
     """Return where use passed the request in at least k samples within half an hour."""
     times, needed = memory["exceeded_at"], fleet.knobs.level_exceedances
-    latest = np.where(needed <= 1, times[:, 0], times[:, 1])
-    return np.asarray(fleet.now - latest <= EXCEEDED_WINDOW_SECONDS, dtype=np.bool_)
+    latest = where(needed <= 1, times[:, 0], times[:, 1])
+    return fleet.now - latest <= EXCEEDED_WINDOW_SECONDS
 
 
 def vram_requests(fleet: Fleet, memory: Rows, low: Floats, inputs: dict[str, Floats]) -> Estimate:
@@ -139,14 +139,14 @@ def vram_requests(fleet: Fleet, memory: Rows, low: Floats, inputs: dict[str, Flo
     current = fleet.current[:, Field.VRAM_REQUEST]
     idle_seconds = fleet.now - memory["active_at"]
     use, floor = inputs["live"], oom_floor(fleet, memory, OOM_GAIN)
-    cooled = np.maximum((1 + defaults.VRAM_HEADROOM_RATIO) * use, defaults.COOLED_VRAM_BYTES)
+    cooled = maximum((1 + defaults.VRAM_HEADROOM_RATIO) * use, defaults.COOLED_VRAM_BYTES)
     idle = (idle_seconds > fleet.knobs.level_cool) & (cooled < low)
-    settled = np.where(idle, cooled, low)
-    target = np.fmax(settled, np.where(np.isnan(settled), np.nan, floor))
-    needed = np.fmax(np.where(idle, use, low / (1 + inputs["buffer_ratio"])), floor)
+    settled = where(idle, cooled, low)
+    target = fmax(settled, where(isnan(settled), np.nan, floor))
+    needed = fmax(where(idle, use, low / (1 + inputs["buffer_ratio"])), floor)
     ran_out = floor > current
     rules = (
-        (np.isnan(target), current, Cause.NO_DATA),
+        (isnan(target), current, Cause.NO_DATA),
         (ran_out, target, Cause.OOM_SEEN),
         (needed > current, target, Cause.RAISED),
         ((target < (1 - SURPLUS_RATIO) * current) & idle, target, Cause.IDLE),
@@ -161,8 +161,8 @@ def vram_requests(fleet: Fleet, memory: Rows, low: Floats, inputs: dict[str, Flo
         urgent=ran_out,
         inputs={
             **inputs,
-            "idle_seconds": np.where(np.isfinite(idle_seconds), idle_seconds, np.nan),
-            "cools_after_seconds": np.where(np.isfinite(fleet.knobs.level_cool), fleet.knobs.level_cool, np.nan),
+            "idle_seconds": where(idle_seconds < np.inf, idle_seconds, np.nan),
+            "cools_after_seconds": where(fleet.knobs.level_cool < np.inf, fleet.knobs.level_cool, np.nan),
             "oom_floor": floor,
         },
     )

@@ -5,6 +5,7 @@ Memory of its own, with rows only for workloads that asked for a forecast, so th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -70,11 +71,11 @@ def align(series: Rows, fleet: Fleet, rows: Ints) -> None:
 
 def parts(samples: Samples) -> list[tuple[int, slice, bool]]:
     """Cut a window at the borders of bins: number of the bin, its samples, and whether they complete it."""
-    numbers = np.floor((samples.ends - samples.step / 2) / BIN_SECONDS).astype(np.int64)
-    cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    after = samples.ends + samples.step / 2
+    middles, after = (samples.ends - samples.step / 2).tolist(), (samples.ends + samples.step / 2).tolist()
+    numbers = [math.floor(middle / BIN_SECONDS) for middle in middles]
+    cuts = [0, *(place for place in range(1, len(numbers)) if numbers[place] != numbers[place - 1]), len(numbers)]
     return [
-        (int(numbers[start]), slice(start, stop), bool(after[stop - 1] >= (numbers[start] + 1) * BIN_SECONDS))
+        (numbers[start], slice(start, stop), after[stop - 1] >= (numbers[start] + 1) * BIN_SECONDS)
         for start, stop in pairwise(cuts)
     ]
 
@@ -82,7 +83,7 @@ def parts(samples: Samples) -> list[tuple[int, slice, bool]]:
 def add(series: Rows, values: Floats) -> None:
     """Add samples (W, T) to the open bin."""
     known = ~np.isnan(values)
-    filled = np.where(known, values, 0.0)
+    filled = values if known.all() else np.where(known, values, 0.0)
     gathered = series["open"]
     gathered[:, 0] = np.maximum(gathered[:, 0], filled.max(axis=1))
     gathered[:, 1] += filled.sum(axis=1)

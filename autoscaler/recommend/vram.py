@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from autoscaler.model import defaults
+from autoscaler.model.columns import fmax, fmin, isnan, largest, maximum, minimum, ratio, where, without
 from autoscaler.model.defaults import HOUR
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.resources import Resource
@@ -33,38 +34,34 @@ OOM_HOLD_SECONDS: Final = 2 * HOUR
 
 def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, Floats]]:
     """Return the guarantee `lo` and the ceiling `hi` (W,) in bytes, NaN where nothing is known, and their inputs."""
-    knobs, rows = fleet.knobs, len(fleet)
+    knobs = fleet.knobs
     cap, explicit = knobs.level_burst_cap, knobs.request_percentile[:, Resource.VRAM]
-    percentile = np.where(np.isnan(explicit), WORKING_PERCENTILE, explicit)
-    working, q95, q99, q50 = quantiles(
-        memory.weights("vram_weights"),
-        VRAM_BUCKETS,
-        percentile,
-        *(np.full(rows, level) for level in (WORKING_PERCENTILE, 0.99, 0.5)),
-    )
+    percentile = where(isnan(explicit), WORKING_PERCENTILE, explicit)
+    levels = percentile, WORKING_PERCENTILE, 0.99, 0.5
+    working, q95, q99, q50 = quantiles(memory.weights("vram_weights"), VRAM_BUCKETS, *levels)
     # Too few samples say how much the work needs, but its model's weights are there once it serves.
-    weights = np.where(memory["vram_samples"] < PRIOR_SAMPLES, fleet.prior[:, Resource.VRAM], np.nan)
+    weights = where(memory["vram_samples"] < PRIOR_SAMPLES, fleet.prior[:, Resource.VRAM], np.nan)
     lifted = weights > working
-    working = np.where(lifted, weights, working)
-    peak = memory["vram_peaks"].max(axis=1)
-    peak = np.where(peak > 0, peak, np.nan)
+    working = where(lifted, weights, working)
+    peak = largest(memory["vram_peaks"])
+    peak = where(peak > 0, peak, np.nan)
     margin = _margin(memory, cap, (q95, q99, q50))
-    live = np.fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
+    live = fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
     headroom = 1 + defaults.VRAM_HEADROOM_RATIO
-    of_week = memory["vram_day_peaks"].max(axis=1)
-    high = _nearly_covered(np.fmax(np.fmin(peak * (1 + margin), cap * q95), headroom * peak), WEEK_GAIN * of_week)
+    of_week = largest(memory["vram_day_peaks"])
+    high = _nearly_covered(fmax(fmin(peak * (1 + margin), cap * q95), headroom * peak), WEEK_GAIN * of_week)
     buffer = knobs.request_buffer[:, Resource.VRAM]
-    above = np.where(np.isnan(buffer), knobs.level_vram_margin, buffer)
-    needed = np.fmax(live, working) * (1 + above)
+    above = where(isnan(buffer), knobs.level_vram_margin, buffer)
+    needed = fmax(live, working) * (1 + above)
     # Ceilings may overcommit: while a worker idles, fading peaks lower one no further than what its work needs once it
     # comes back. One that works all the time shows what it needs.
-    kept = np.where(memory["active_share"] < BUSY_SHARE, working * (1 + above), np.nan)
-    high = np.minimum(np.fmax(high, kept), fleet.device[:, Resource.VRAM])
-    low = np.minimum(needed, np.fmax(high, headroom * live))
+    kept = where(memory["active_share"] < BUSY_SHARE, working * (1 + above), np.nan)
+    high = minimum(fmax(high, kept), fleet.device[:, Resource.VRAM])
+    low = minimum(needed, fmax(high, headroom * live))
     inputs = {
         "percentile": percentile,
         "working_level": working,
-        "q95": np.where(np.isnan(explicit) & ~lifted, np.nan, q95),
+        "q95": where(isnan(explicit) & without(lifted), np.nan, q95),
         "buffer_ratio": above,
         "peak_4h": peak,
         "peak_7d": of_week,
@@ -82,19 +79,18 @@ def oom_floor(fleet: Fleet, memory: Rows, gain: float) -> Floats:
     Also where that is more than the device has: the guards cut it and say so, instead of calling all well.
     """
     held = fleet.now - memory["oom_at"] <= OOM_HOLD_SECONDS
-    return np.where(held, gain * memory["oom_level"], np.nan)
+    return where(held, gain * memory["oom_level"], np.nan)
 
 
 def _nearly_covered(high: Floats, week: Floats) -> Floats:
     """Return the ceiling (W,), or what a peak of the week asks for where that is little more."""
-    return np.where((week > high) & (week <= (1 + WEEK_REACH_RATIO) * high), week, high)
+    return where((week > high) & (week <= (1 + WEEK_REACH_RATIO) * high), week, high)
 
 
 def _margin(memory: Rows, cap: Floats, levels: tuple[Floats, Floats, Floats]) -> Floats:
     """Return the head-room over the recent maximum, as a ratio, (W,)."""
     q95, q99, q50 = levels
     most, count = PRIOR_MARGIN * (cap - 1), memory["vram_samples"]
-    spread = np.maximum(2 * (q99 - q50), 4 * np.sqrt(memory["vram_square"]))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        seen = np.minimum(np.fmax((cap - 1) * spread / q95, LEAST_MARGIN_RATIO), most)
-    return np.asarray((PRIOR_SAMPLES * most + count * seen) / (PRIOR_SAMPLES + count), dtype=np.float64)
+    spread = maximum(2 * (q99 - q50), 4 * np.sqrt(memory["vram_square"]))
+    seen = minimum(fmax(ratio((cap - 1) * spread, q95), LEAST_MARGIN_RATIO), most)
+    return (PRIOR_SAMPLES * most + count * seen) / (PRIOR_SAMPLES + count)

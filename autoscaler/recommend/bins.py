@@ -1,0 +1,81 @@
+"""A window of use as the estimators take it in: bins in the order of the memory's rows."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autoscaler.model.resources import Resource
+from autoscaler.model.rows import Row, Rows
+from autoscaler.model.usage import Bools, Floats, Floats32, Ints, Usage
+
+
+class Bins(NamedTuple):
+    """A window's usage in the memory's row order: (W, T) arrays, NaN for workloads that did not report."""
+
+    ends: Floats
+    step: float
+    compute: Floats
+    vram: Floats
+    compute_ceiling: Floats
+    vram_ceiling: Floats
+    clipped: Bools
+    ooms: Floats
+    compute_total: Floats
+    vram_total: Floats
+    workers: Floats
+
+    def alone(self) -> Bins:
+        """Return the bins of a workload alone, as numbers."""
+        ends, step, *columns = self
+        rows: list[Any] = [Row(column[0]) for column in columns]
+        return Bins(ends, step, *rows)
+
+
+def in_row_order(memory: Rows, usage: Usage) -> Bins:
+    """Return a window's usage in the order of the memory's rows."""
+    window, order = usage.window, _order(memory, usage)
+    peak, ceiling, total = (_laid(one, order, np.nan) for one in (usage.peak, usage.ceiling, usage.total))
+    return Bins(
+        ends=window.start + window.step * np.arange(1, window.bins + 1, dtype=np.float64),
+        step=window.step,
+        compute=peak[Resource.COMPUTE],
+        vram=peak[Resource.VRAM],
+        compute_ceiling=ceiling[Resource.COMPUTE],
+        vram_ceiling=ceiling[Resource.VRAM],
+        clipped=_laid(usage.clipped[Resource.COMPUTE], order, 0.0) > 0,
+        ooms=_laid(usage.ooms, order, 0.0),
+        compute_total=total[Resource.COMPUTE],
+        vram_total=total[Resource.VRAM],
+        workers=_laid(usage.workers, order, 0.0),
+    )
+
+
+def _order(memory: Rows, usage: Usage) -> Ints | None:
+    """Return the usage's row of each of the memory's rows, -1 for none (W,); None where they are the same."""
+    if usage.keys == memory.keys:
+        return None
+    row_of = {key: row for row, key in enumerate(usage.keys)}
+    return np.array([row_of.get(key, -1) for key in memory.keys], dtype=np.int64)
+
+
+def _laid(values: Floats32 | Bools, order: Ints | None, fill: float) -> Floats:
+    """Return values (..., W, T) in the memory's row order, `fill` for workloads without."""
+    if order is None:
+        return values.astype(np.float64)
+    if not values.shape[-2]:
+        return np.full((*values.shape[:-2], len(order), values.shape[-1]), fill)
+    laid: Floats = values.astype(np.float64)[..., order, :]
+    laid[..., order < 0, :] = fill
+    return laid
+
+
+def blocks(bins: Bins, seconds: float) -> list[tuple[int, slice, bool]]:
+    """Return the blocks of the clock that the bins lie in: number, bins, and whether its first bin begins in it."""
+    starts = (bins.ends - bins.step).tolist()
+    numbers = [math.floor(start / seconds) for start in starts]
+    cuts = [0, *(place for place in range(1, len(numbers)) if numbers[place] != numbers[place - 1]), len(numbers)]
+    return [(numbers[first], slice(first, stop), starts[first] % seconds < bins.step) for first, stop in pairwise(cuts)]
