@@ -7,6 +7,7 @@ what is known may be is in `heard_at`; whoever reads judges it. Neighbours: `she
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
@@ -128,9 +129,10 @@ class Follower:
         seconds = patience.watch_seconds * patience.share(f"{self.resource.plural}/watch")
         query = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(max(round(seconds), 1))}
         query |= {**self._query, "resourceVersion": self.version}
-        began, told = _now(), False
+        opened, told = math.inf, False
         try:
             async with self._client.stream(self.resource.path(), query, 2 * patience.silence_seconds) as lines:
+                opened = _now()
                 self._heard()
                 tell()
                 async for line in _while_it_speaks(lines, patience.silence_seconds):
@@ -142,9 +144,9 @@ class Follower:
         except StatusError as error:
             raise _worded(error, self.resource, "watch") from error
         finally:
-            if told or _now() - began >= patience.longest_retry_seconds:
+            if told or _now() - opened >= patience.longest_retry_seconds:
                 self._recover()
-        if not told and _now() - began < SHORTEST_WATCH_SECONDS:
+        if not told and _now() - opened < SHORTEST_WATCH_SECONDS:
             raise UnreachableError(f"watch of {self.resource.path()}: it ends as soon as it begins")
 
     def _take(self, line: bytes) -> None:
