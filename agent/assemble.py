@@ -61,10 +61,11 @@ def _real(settings: AgentSettings, gpus: GpuTable) -> Parts:
     sources: list[PodSource] = [QuotaPods(lambda: store.document)]
     if settings.pods_file is not None:
         sources.insert(0, PodFile(settings.pods_file, settings.node))
+    directory = PodDirectory(settings.proc_root, sources)
     return Parts(
         source=source,
-        directory=PodDirectory(settings.proc_root, sources),
-        enforcer=Enforcer(_backend(settings, live_use)),
+        directory=directory,
+        enforcer=Enforcer(_backend(settings, surroundings(settings, live_use, directory))),
         live_use=live_use,
         store=store,
         exporter=Exporter(gpus, settings.render_seconds),
@@ -73,25 +74,30 @@ def _real(settings: AgentSettings, gpus: GpuTable) -> Parts:
     )
 
 
-def surroundings(settings: AgentSettings, live_use: LastUse) -> Surroundings:
-    """Return what actuators stand in on this node."""
+def surroundings(settings: AgentSettings, live_use: LastUse, directory: PodDirectory | None = None) -> Surroundings:
+    """Return what actuators stand in on this node; without a directory, in a simulated one."""
+    from agent.nvml_limits import NvmlMemoryLimits
+
     return Surroundings(
         live_use=live_use,
         tflops_of=live_use.tflops_of,
         index_of=live_use.index_of,
         state_dir=settings.state_dir,
+        cgroup_of=directory.cgroup_of if directory is not None else lambda _worker: "",
+        memory_limits=NvmlMemoryLimits() if directory is not None else None,
         proc_root=settings.proc_root,
+        cgroup_root=settings.cgroup_root,
         tfshm_root=settings.tfshm_root,
         shrink_below_use=settings.shrink_below_use,
     )
 
 
-def _backend(settings: AgentSettings, live_use: LastUse) -> Backend:
+def _backend(settings: AgentSettings, around: Surroundings) -> Backend:
     if settings.backend == "observe":
-        return ObserveBackend(live_use)
+        return ObserveBackend(around.live_use)
     if settings.backend == "simulated":
-        return SimulatedBackend(live_use, settings.simulated_dir, shrink_below_use=settings.shrink_below_use)
-    return chosen_backend(surroundings(settings, live_use), settings.compute_backends, settings.vram_backends)
+        return SimulatedBackend(around.live_use, settings.simulated_dir, shrink_below_use=settings.shrink_below_use)
+    return chosen_backend(around, settings.compute_backends, settings.vram_backends)
 
 
 def _simulated(settings: AgentSettings, gpus: GpuTable) -> Assembled:
@@ -101,7 +107,7 @@ def _simulated(settings: AgentSettings, gpus: GpuTable) -> Assembled:
     if node != scenario.node:
         raise SourceError(f"the scenario is for node {scenario.node!r}, this is {node!r}")
     live_use = LastUse()
-    backend = _backend(settings, live_use)
+    backend = _backend(settings, surroundings(settings, live_use))
     limits_of = backend.limits_of if isinstance(backend, SimulatedBackend) else lambda _worker, _uuid: None
     simulation = Simulation(scenario, limits_of, gpus)
     parts = Parts(

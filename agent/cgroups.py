@@ -39,6 +39,22 @@ def containers_of(cgroup_text: str) -> tuple[ContainerRef, ...]:
     return tuple(refs.values())
 
 
+def container_cgroup(cgroup_text: str) -> str:
+    """Return the path of a process's container in the unified tree (cgroup v2), "" outside of one.
+
+    A process may sit deeper, in a cgroup that the container made for itself: the container's own is returned.
+    """
+    for line in cgroup_text.splitlines():
+        hierarchy, _, path = line.partition("::")
+        if hierarchy != "0":
+            continue
+        elements = path.split("/")
+        places = [place for place, element in enumerate(elements) if _CONTAINER.fullmatch(element)]
+        if places and any(_POD.fullmatch(element) for element in elements[: places[0]]):
+            return "/".join(elements[: places[0] + 1])
+    return ""
+
+
 def _refs(path: str) -> list[ContainerRef]:
     refs: list[ContainerRef] = []
     # containerd with a driver mismatch writes <slice>:cri-containerd:<id> as one element of the path.

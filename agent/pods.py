@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from agent.cgroups import ContainerRef, containers_of
+from agent.cgroups import ContainerRef, container_cgroup, containers_of
 from agent.podspec import KnownPod
 from agent.samples import ProcessDirectory, Worker
 from autoscaler.contract.quota import QuotaDocument, WorkerQuota
@@ -37,6 +37,7 @@ class _Process:
     inode: tuple[int, int]
     started: str
     refs: tuple[ContainerRef, ...]
+    cgroup: str = ""
 
 
 class QuotaPods:
@@ -68,6 +69,7 @@ class PodDirectory(ProcessDirectory):
         self._workers: tuple[Worker, ...] = ()
         self._processes: dict[int, _Process] = {}
         self._asked: set[int] = set()
+        self._cgroups: dict[tuple[str, str], str] = {}
         self._told_denied = False
 
     def workers(self) -> tuple[Worker, ...]:
@@ -88,12 +90,23 @@ class PodDirectory(ProcessDirectory):
         for ref in self._containers(pid):
             for pods in self._answers:
                 if pods is not None and ref.pod_uid in pods:
-                    return pods[ref.pod_uid].worker_in(ref.container_id)
+                    return self._found(pods[ref.pod_uid].worker_in(ref.container_id), pid)
         return None
+
+    def cgroup_of(self, worker: Worker) -> str:
+        """Return the path of a worker's container in the unified cgroup tree, "" before a process of it was seen."""
+        return self._cgroups.get((worker.pod_uid, worker.container), "")
+
+    def _found(self, worker: Worker | None, pid: int) -> Worker | None:
+        if worker is not None and self._processes[pid].cgroup:
+            self._cgroups[worker.pod_uid, worker.container] = self._processes[pid].cgroup
+        return worker
 
     def _refresh(self) -> None:
         self._answers = [source.pods() for source in self._sources]
         self._processes = {pid: known for pid, known in self._processes.items() if pid in self._asked}
+        known_pods = {uid for answer in self._answers if answer is not None for uid in answer}
+        self._cgroups = {name: path for name, path in self._cgroups.items() if name[0] in known_pods}
         self._asked = set()
 
     def _containers(self, pid: int) -> tuple[ContainerRef, ...]:
@@ -106,8 +119,12 @@ class PodDirectory(ProcessDirectory):
             if known is None or known.inode != inode:
                 started = _start_time(self._text(pid, "stat"))
                 same = known is not None and known.started == started
-                refs = known.refs if known and same else containers_of(self._text(pid, "cgroup"))
-                known = self._processes[pid] = _Process(inode, started, refs)
+                if known is not None and same:
+                    known = _Process(inode, started, known.refs, known.cgroup)
+                else:
+                    text = self._text(pid, "cgroup")
+                    known = _Process(inode, started, containers_of(text), container_cgroup(text))
+                self._processes[pid] = known
         except (FileNotFoundError, ProcessLookupError):
             return ()  # It has ended between being sampled and being looked up.
         except PermissionError as error:

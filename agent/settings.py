@@ -41,6 +41,8 @@ class AgentSettings(BaseSettings):
     """With `auto`: who may hold a worker to its VRAM, the best first."""
     shrink_below_use: bool = False
     """Whether a VRAM limit may go below what is in use; the worker's next allocation fails then."""
+    cgroup_root: Path = Path("/sys/fs/cgroup")
+    """The host's cgroup v2 tree, where memory limits are kept; writable for `dmem`."""
     tfshm_root: Path = Path("/run/tensor-fusion/shm")
     """Where TensorFusion's limiters share memory with the node."""
     simulated_dir: Path | None = None

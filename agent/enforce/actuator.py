@@ -19,6 +19,39 @@ from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
 
+class LimitError(OSError):
+    """The driver refused a memory limit; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLimits:
+    """A cgroup's limits and use on one device, in bytes; `hard_bytes` None: no limit."""
+
+    soft_bytes: int
+    hard_bytes: int | None
+    used_bytes: int
+
+
+class MemoryLimits(Protocol):
+    """The driver's memory limits by cgroup and device; `cgroup` is the full path of its directory."""
+
+    def read(self, uuid: str, cgroup: Path) -> CgroupLimits:
+        """Return what is in force.
+
+        Raises:
+            LimitError: there are none here, or not for this cgroup.
+        """
+        ...
+
+    def write(self, uuid: str, cgroup: Path, soft_bytes: int, hard_bytes: int | None) -> None:
+        """Set both limits.
+
+        Raises:
+            LimitError: the driver refused.
+        """
+        ...
+
+
 class Part(StrEnum):
     """What is limited; an actuator may serve one of them or both."""
 
@@ -42,6 +75,8 @@ class Surroundings:
     tflops_of: Callable[[str], float | None]
     index_of: Callable[[str], int | None]
     state_dir: Path
+    cgroup_of: Callable[[Worker], str] = lambda _worker: ""
+    memory_limits: MemoryLimits | None = None
     proc_root: Path = Path("/proc")
     cgroup_root: Path = Path("/sys/fs/cgroup")
     tfshm_root: Path = Path("/run/tensor-fusion/shm")

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+import structlog
 
 from agent.enforce.actuator import BOTH, SLOWEST_LAST, Actuator, Part
 from agent.enforce.backend import Applied, Capabilities, LiveUse
@@ -16,6 +19,8 @@ from agent.report import WorkerKey
 from agent.samples import Worker
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,11 @@ class ChosenBackend:
         chosen = self._chosen(worker, quota.uuid)
         effects, reasons = [], []
         for actuator, parts in _served(chosen):
-            applied = actuator.apply(worker, quota, parts)
+            try:
+                applied = actuator.apply(worker, quota, parts)
+            except OSError as error:
+                # What one can't do is no reason for the other not to.
+                applied = Applied(_slowest(chosen, actuator), Observed(), f"BackendFailed: {actuator.name}: {error}")
             effects.append(applied.effect)
             reasons += [applied.reason] if applied.reason else []
         for part, choice in chosen.items():
@@ -87,7 +96,10 @@ class ChosenBackend:
     def turn(self, now: float) -> None:
         """Let every actuator do what a tick asks for."""
         for one in self.actuators:
-            one.turn(now)
+            try:
+                one.turn(now)
+            except OSError as error:
+                _log.warning("backend_failed", backend=one.name, error=str(error), then="it is tried at the next tick")
 
     def restored(self) -> int:
         """Return how often something that somebody else had changed was put right."""
@@ -128,7 +140,11 @@ class ChosenBackend:
         return choice.actuator.observe(worker, uuid) if choice.actuator is not None else Observed()
 
 
-_NONE = Effect.UNSUPPORTED
+_NONE: Final = Effect.UNSUPPORTED
+
+
+def _slowest(chosen: Mapping[Part, Choice], actuator: Actuator) -> Effect:
+    return max((choice.effect for choice in chosen.values() if choice.actuator is actuator), key=_rank)
 
 
 def _rank(effect: Effect) -> int:

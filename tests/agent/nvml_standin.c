@@ -152,6 +152,17 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
     return leave(code);
 }
 
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
+    int code = enter("nvmlDeviceGetHandleByUUID", -1);
+    if (code != SUCCESS) return leave(code);
+    for (int i = 0; i < device_count; i++)
+        if (devices[i].known && !strcmp(devices[i].uuid, uuid)) {
+            *handle = &devices[i];
+            return leave(SUCCESS);
+        }
+    return leave(NOT_FOUND);
+}
+
 int nvmlDeviceGetUUID(void *handle, char *uuid, unsigned length) {
     int code = enter("nvmlDeviceGetUUID", index_of(handle));
     if (code == SUCCESS) snprintf(uuid, length, "%s", ((device *)handle)->uuid);
@@ -246,4 +257,83 @@ int nvmlDeviceGetMPSComputeRunningProcesses_v3(void *handle, unsigned *count, pr
     int code = enter("nvmlDeviceGetMPSComputeRunningProcesses_v3", index_of(handle));
     *count = 0;
     return leave(code);
+}
+
+/* Memory limits by cgroup, as the documentation of r615 has them. The kernel's books are files in the cgroup's folder:
+ * `books.<uuid>` holds "soft hard used". A soft limit is booked in every ancestor that has books of its own kind (the
+ * file dmem.max), and stays booked there when the folder is removed without its limit having been taken back. */
+typedef struct { char *name; u64 soft, hard; } set_limits;
+typedef struct { char *name; u64 soft, hard, used; } get_limits;
+enum { NOT_SUPPORTED = 3, OPERATING_SYSTEM = 17 };
+static const u64 UNLIMITED = ~0ULL;
+
+static void books_path(char *path, size_t size, const char *folder, const device *d) {
+    snprintf(path, size, "%s/books.%s", folder, d->uuid);
+}
+
+static int has_books(const char *folder) {
+    char path[4200];
+    struct stat found;
+    snprintf(path, sizeof path, "%s/dmem.max", folder);
+    return !stat(path, &found);
+}
+
+static get_limits read_books(const char *folder, const device *d) {
+    get_limits books = {NULL, 0, UNLIMITED, 0};
+    char path[4400];
+    books_path(path, sizeof path, folder, d);
+    FILE *file = fopen(path, "r");
+    if (!file) return books;
+    if (fscanf(file, "%llu %llu %llu", &books.soft, &books.hard, &books.used) != 3) books.hard = UNLIMITED;
+    fclose(file);
+    return books;
+}
+
+static void write_books(const char *folder, const device *d, get_limits books) {
+    char path[4400];
+    books_path(path, sizeof path, folder, d);
+    FILE *file = fopen(path, "w");
+    if (!file) return;
+    fprintf(file, "%llu %llu %llu\n", books.soft, books.hard, books.used);
+    fclose(file);
+}
+
+static int judged(const char *folder) {
+    struct stat found;
+    if (!folder || stat(folder, &found)) return OPERATING_SYSTEM;
+    return has_books(folder) ? SUCCESS : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetMemoryLimits_v1(void *handle, get_limits *asked) {
+    int code = enter("nvmlDeviceGetMemoryLimits_v1", index_of(handle));
+    if (code == SUCCESS) code = judged(asked->name);
+    if (code != SUCCESS) return leave(code);
+    get_limits books = read_books(asked->name, handle);
+    asked->soft = books.soft;
+    asked->hard = books.hard;
+    asked->used = books.used;
+    return leave(SUCCESS);
+}
+
+int nvmlDeviceSetMemoryLimits_v1(void *handle, set_limits *wanted) {
+    const device *d = handle;
+    int code = enter("nvmlDeviceSetMemoryLimits_v1", index_of(handle));
+    if (code == SUCCESS) code = judged(wanted->name);
+    if (code != SUCCESS) return leave(code);
+    if (wanted->soft > wanted->hard || (wanted->hard != UNLIMITED && wanted->hard > d->total)) return leave(INVALID_ARGUMENT);
+    char folder[4096];
+    snprintf(folder, sizeof folder, "%s", wanted->name);
+    get_limits books = read_books(folder, d);
+    long long more = (long long)wanted->soft - (long long)books.soft;
+    books.soft = wanted->soft;
+    books.hard = wanted->hard;
+    write_books(folder, d, books);
+    for (char *slash = strrchr(folder, '/'); slash && slash != folder; slash = strrchr(folder, '/')) {
+        *slash = 0;
+        if (!has_books(folder)) break;
+        get_limits above = read_books(folder, d);
+        above.soft = (u64)((long long)above.soft + more);
+        write_books(folder, d, above);
+    }
+    return leave(SUCCESS);
 }

@@ -136,3 +136,21 @@ def test_a_node_can_do_what_its_best_actuator_can() -> None:
     found = chosen([Actuator("a"), Actuator("b", Effect.NEXT_PROCESS)], [Actuator("c", vram=Effect.NEXT_ALLOC)]).probe()
     assert (found.compute, found.vram) == (Effect.NEXT_PROCESS, Effect.NEXT_ALLOC)
     assert found.reason == "a: no a; b: no b; c: no c"
+
+
+class Failing(Actuator):
+    def apply(self, worker: Worker, quota: DeviceQuota, parts: frozenset[Part]) -> Applied:
+        raise OSError(28, "No space left on device")
+
+    def turn(self, now: float) -> None:
+        raise OSError(5, "Input/output error")
+
+
+def test_what_one_actuator_cannot_do_keeps_no_other_from_its_part() -> None:
+    broken, limiter = Failing("kernel", vram=Effect.NEXT_ALLOC), Actuator("limiter", Effect.IMMEDIATE)
+    backend = chosen([limiter], [broken])
+    applied = backend.apply(ONE, QUOTA)
+    assert limiter.asked == [frozenset({Part.COMPUTE})]
+    assert "BackendFailed: kernel: [Errno 28] No space left on device" in applied.reason
+    backend.turn(0.0)
+    assert limiter.turns == 1

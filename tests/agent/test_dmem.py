@@ -1,0 +1,252 @@
+"""Memory limits through the real nvidia-ml-py: a C library that keeps the kernel's books in a folder of cgroups."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pynvml
+import pytest
+
+from agent.cgroups import container_cgroup
+from agent.enforce.actuator import LimitError, Part, Surroundings
+from agent.enforce.dmem import REPAIR_SECONDS, DmemActuator
+from agent.nvml_limits import NvmlMemoryLimits
+from agent.samples import Worker
+from autoscaler.contract.keys import Effect
+from autoscaler.contract.quota import DeviceQuota, Observed
+from tests.agent.nvml_standin import GIB, Device, Error, NvmlStandIn, State
+
+GPU = "GPU-a"
+VRAM = frozenset({Part.VRAM})
+NO_PERMISSION, FUNCTION_NOT_FOUND = 4, 13
+
+
+def worker(name: str) -> Worker:
+    return Worker(f"uid-{name}", "chat", name, "main", "load")
+
+
+def quota(request: int, limit: int) -> DeviceQuota:
+    return DeviceQuota(GPU, 0.0, 0.0, request * GIB, limit * GIB)
+
+
+@dataclass
+class Tree:
+    """A cgroup tree with dmem's files: /kubepods, a slice per pod, a scope per container."""
+
+    root: Path
+
+    def leaf(self, name: str) -> Path:
+        return self.root / "kubepods" / f"pod-{name}" / "container"
+
+    def grow(self, name: str) -> Path:
+        leaf = self.leaf(name)
+        leaf.mkdir(parents=True)
+        for folder in (leaf, leaf.parent, leaf.parent.parent):
+            (folder / "dmem.max").touch()
+        return leaf
+
+    def books(self, folder: Path) -> tuple[int, int]:
+        soft, hard, _ = (folder / f"books.{GPU}").read_text().split()
+        return int(soft) // GIB, int(hard) // GIB
+
+    def use(self, folder: Path, used: int) -> None:
+        path = folder / f"books.{GPU}"
+        soft, hard, _ = path.read_text().split() if path.exists() else ("0", str(2**64 - 1), "0")
+        path.write_text(f"{soft} {hard} {used * GIB}\n")
+
+
+@pytest.fixture
+def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NvmlStandIn:
+    made = NvmlStandIn(tmp_path)
+    made.write(State(devices=(Device(GPU, total_bytes=24 * GIB),)))
+    monkeypatch.setenv("NVML_STANDIN_STATE", str(made.state_file))
+    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(made.shared_object)))
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    return made
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    root = tmp_path / "cgroup"
+    root.mkdir()
+    (root / "cgroup.controllers").write_text("cpu memory dmem\n")
+    return Tree(root)
+
+
+@pytest.fixture
+def make(tmp_path: Path, tree: Tree, standin: NvmlStandIn) -> Callable[..., DmemActuator]:
+    def made(**changes: object) -> DmemActuator:
+        around = Surroundings(
+            live_use=lambda _worker, _uuid: Observed(),
+            tflops_of=lambda _uuid: None,
+            index_of=lambda _uuid: None,
+            state_dir=tmp_path / "state",
+            cgroup_of=lambda one: f"/kubepods/pod-{one.pod}/container",
+            memory_limits=NvmlMemoryLimits(),
+            cgroup_root=tree.root,
+        )
+        actuator = DmemActuator(replace(around, **changes))  # type: ignore[arg-type]
+        actuator.probed = actuator.probe()  # type: ignore[attr-defined]
+        return actuator
+
+    return made
+
+
+Make = Callable[..., DmemActuator]
+
+
+def test_request_becomes_soft_and_limit_hard_on_the_containers_leaf(make: Make, tree: Tree) -> None:
+    leaf = tree.grow("a")
+    applied = make().apply(worker("a"), quota(4, 8), VRAM)
+    assert (applied.effect, applied.reason) == (Effect.NEXT_ALLOC, "")
+    assert applied.observed == Observed(vram_limit_bytes=8 * GIB)
+    assert tree.books(leaf) == (4, 8)
+    assert tree.books(leaf.parent)[0] == 4
+
+
+def test_a_limit_below_what_the_kernel_counts_is_refused_unless_it_is_forced(make: Make, tree: Tree) -> None:
+    leaf = tree.grow("a")
+    tree.use(leaf, 6)
+    refused = make().apply(worker("a"), quota(2, 4), VRAM)
+    assert refused.reason.startswith("VRAMInUse")
+    assert tree.books(leaf)[0] == 0
+    assert make(shrink_below_use=True).apply(worker("a"), quota(2, 4), VRAM).reason == ""
+    assert tree.books(leaf) == (2, 4)
+
+
+def test_a_released_worker_leaves_no_reservation_behind(make: Make, tree: Tree) -> None:
+    leaf = tree.grow("a")
+    actuator = make()
+    actuator.apply(worker("a"), quota(4, 8), VRAM)
+    actuator.release(("uid-a", "main", GPU))
+    assert tree.books(leaf)[0] == 0
+    assert tree.books(leaf.parent.parent)[0] == 0
+    assert actuator.in_force() == {}
+
+
+def test_a_reservation_whose_container_vanished_is_taken_out_of_the_books_above(make: Make, tree: Tree) -> None:
+    leaf, other = tree.grow("a"), tree.grow("b")
+    actuator = make()
+    actuator.apply(worker("a"), quota(4, 8), VRAM)
+    actuator.apply(worker("b"), quota(3, 6), VRAM)
+    shutil.rmtree(leaf)
+    assert tree.books(leaf.parent)[0] == 4
+
+    actuator.turn(0.0)
+
+    assert tree.books(leaf.parent)[0] == 0
+    assert tree.books(tree.root / "kubepods")[0] == 3
+    assert tree.books(other) == (3, 6)
+
+
+def test_what_a_killed_agent_reserved_is_known_to_the_next_and_repaired(make: Make, tree: Tree) -> None:
+    leaf = tree.grow("a")
+    make().apply(worker("a"), quota(4, 8), VRAM)
+    second = make()
+    assert second.in_force() == {("uid-a", "main", GPU): 8 * GIB}
+    shutil.rmtree(leaf.parent)
+    second.turn(0.0)
+    assert tree.books(tree.root / "kubepods")[0] == 0
+    assert second.in_force() == {}
+
+
+def test_a_kill_between_the_note_and_the_limit_leaks_nothing(make: Make, tree: Tree, standin: NvmlStandIn) -> None:
+    leaf = tree.grow("a")
+    actuator = make()
+    actuator.reach(worker("a"), GPU)
+    standin.write(
+        State(devices=(Device(GPU, total_bytes=24 * GIB),), errors=(Error("nvmlDeviceSetMemoryLimits_v1", 17),))
+    )
+    with pytest.raises(LimitError, match="kernel refused"):
+        actuator.apply(worker("a"), quota(4, 8), VRAM)
+    standin.write(State(devices=(Device(GPU, total_bytes=24 * GIB),)))
+
+    second = make()
+    second.release(("uid-a", "main", GPU))
+
+    assert tree.books(leaf)[0] == 0
+    assert tree.books(tree.root / "kubepods")[0] == 0
+
+
+def test_limits_that_somebody_changed_are_set_again_and_counted(make: Make, tree: Tree) -> None:
+    leaf = tree.grow("a")
+    actuator = make()
+    actuator.apply(worker("a"), quota(4, 8), VRAM)
+    NvmlMemoryLimits().write(GPU, leaf, 0, None)
+    actuator.turn(0.0)
+    assert tree.books(leaf) == (4, 8)
+    NvmlMemoryLimits().write(GPU, leaf, 0, None)
+    actuator.turn(REPAIR_SECONDS / 2)
+    assert tree.books(leaf)[0] == 0
+    actuator.turn(REPAIR_SECONDS + 1)
+    assert actuator.restored() == 2
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "reason"),
+    [
+        ("nvmlDeviceGetMemoryLimits_v1", FUNCTION_NOT_FOUND, "older than r615"),
+        ("nvmlDeviceGetMemoryLimits_v1", 3, "no dmem controller"),
+        ("nvmlDeviceGetMemoryLimits_v1", NO_PERMISSION, "needs root"),
+    ],
+)
+def test_what_the_driver_cannot_do_is_said_in_words(
+    make: Make, tree: Tree, standin: NvmlStandIn, function: str, code: int, reason: str
+) -> None:
+    tree.grow("a")
+    standin.write(State(devices=(Device(GPU),), errors=(Error(function, code),)))
+    found = make().reach(worker("a"), GPU)
+    assert found.vram is Effect.UNSUPPORTED
+    assert reason in found.reason
+
+
+def test_a_limit_over_the_device_is_the_drivers_refusal(make: Make, tree: Tree) -> None:
+    tree.grow("a")
+    with pytest.raises(LimitError, match="soft <= hard <= device memory"):
+        make().apply(worker("a"), quota(4, 80), VRAM)
+
+
+def test_a_worker_of_unknown_cgroup_is_out_of_reach_until_a_process_shows_it(make: Make, tree: Tree) -> None:
+    tree.grow("a")
+    known = {"path": ""}
+    actuator = make(cgroup_of=lambda _worker: known["path"])
+    assert "not known" in actuator.reach(worker("a"), GPU).reason
+    known["path"] = "/kubepods/pod-a/container"
+    assert actuator.reach(worker("a"), GPU).vram is Effect.NEXT_ALLOC
+
+
+@pytest.mark.parametrize(
+    ("controllers", "reason"), [(None, "cgroup v2 is needed"), ("cpu memory", "neither dmem nor misc")]
+)
+def test_a_kernel_without_the_controller_is_out(make: Make, tree: Tree, controllers: str | None, reason: str) -> None:
+    path = tree.root / "cgroup.controllers"
+    path.unlink() if controllers is None else path.write_text(controllers)
+    assert reason in make().probed.reason  # type: ignore[attr-defined]
+
+
+def test_a_node_without_a_driver_is_out(make: Make) -> None:
+    assert "no NVIDIA driver" in make(memory_limits=None).probed.reason  # type: ignore[attr-defined]
+
+
+UID = "0123abcd-0000-4000-8000-00000000000a"
+HEX = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (
+            f"0::/kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{HEX}.scope",
+            f"/kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{HEX}.scope",
+        ),
+        (f"0::/kubepods/burstable/pod{UID}/{HEX}/init.scope", f"/kubepods/burstable/pod{UID}/{HEX}"),
+        (f"12:memory:/kubepods/pod{UID}/{HEX}\n0::/", ""),
+        ("0::/user.slice", ""),
+    ],
+)
+def test_the_leaf_is_the_containers_own_cgroup_of_the_unified_tree(text: str, path: str) -> None:
+    assert container_cgroup(text) == path
