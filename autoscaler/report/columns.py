@@ -17,8 +17,6 @@ from rich.table import Table
 from autoscaler.model.quantity import format_duration
 from autoscaler.model.workload import Manifest
 
-WIDTH: Final = 120
-"""What a row of ordinary names and figures fits in."""
 UNBOUNDED: Final = 1000
 _DISPLAY: Final = ("status", "autoscaling", "display")
 _SUMMARY: Final = ("status", "summary")

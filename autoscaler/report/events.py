@@ -13,7 +13,7 @@ from autoscaler.model.decision import Decision, Field, FieldDecision
 from autoscaler.model.reasons import Cause, Verdict
 from autoscaler.model.steps import Emit
 from autoscaler.model.workload import BrokenWorkload, Workload
-from autoscaler.report.conditions import LAYERS
+from autoscaler.report.conditions import LAYERS, gravest
 from autoscaler.report.message import is_blocked
 from autoscaler.report.reported import Reported
 
@@ -94,13 +94,13 @@ def _grows(decision: FieldDecision) -> bool:
 
 
 def _blocked(reported: Reported, decision: Decision) -> Iterator[Told]:
+    """Yield what newly keeps a layer from growing: what its condition says already was told when it was new."""
     known = _reasons_before(reported)
-    blocked = [
-        decision[field]
-        for type_, fields in LAYERS.items()
-        for field in fields
-        if _wants_more(decision[field]) and decision[field].verdict != known.get(type_)
-    ]
+    blocked: list[FieldDecision] = []
+    for type_, fields in LAYERS.items():
+        worst = gravest(decision[field] for field in fields if decision[field].mode is Mode.ON)
+        if worst is not None and worst.verdict != known.get(type_):
+            blocked += [decision[field] for field in fields if _wants_more(decision[field])]
     if blocked:
         yield EventReason.SCALING_BLOCKED, _joined(reported, blocked)
 

@@ -27,7 +27,8 @@ from autoscaler.report.conditions import (
     headline,
     listed,
 )
-from autoscaler.report.display import arrow, layers_on, recommended_amounts, resource_text, short_status
+from autoscaler.report.display import arrow, layers_on, recommended_amounts, short_status
+from autoscaler.report.fitting import fitted
 from autoscaler.report.message import amount_text, is_blocked, moves
 from autoscaler.report.reported import (
     Acknowledgement,
@@ -133,15 +134,19 @@ def _resource(sentences: Mapping[Field, str], decision: Decision, resource: Reso
 
 def _display(reported: Reported, current: Amounts, nodes: Acknowledgement, reason: str) -> dict[str, Any]:
     decision, workload = reported.decision, reported.workload
-    figures = recommended_amounts(current, decision)
-    replicas = _recommended_replicas(reported)
-    return {
+    cells = {
         "qos": str(workload.config.qos),
         "auto": layers_on(workload.config),
-        "tflops": resource_text(Resource.COMPUTE, current, figures),
-        "vram": resource_text(Resource.VRAM, current, figures),
-        "replicas": arrow(str(_replicas_now(reported)), str(replicas)),
+        "replicas": arrow(str(_replicas_now(reported)), str(_recommended_replicas(reported))),
         "status": short_status(reason),
+    }
+    figures = recommended_amounts(current, decision)
+    applied = {"applied": f"{nodes.applied}/{nodes.workers}"}
+    tflops, vram = fitted(workload.key.name, cells | applied, current, figures)
+    return {
+        **cells,
+        "tflops": tflops,
+        "vram": vram,
         "bounds": _bounds(decision),
         "usage": _usage(reported),
         "message": (nodes.message if reason == nodes.reason else _message(reported))[:MAX_MESSAGE_CHARACTERS],

@@ -12,7 +12,8 @@ import yaml
 from autoscaler.model.crd import render_crds
 from autoscaler.model.decision import Field
 from autoscaler.model.reasons import Verdict
-from autoscaler.report.columns import COLUMNS, WIDTH, as_json, rows, table
+from autoscaler.report.columns import COLUMNS, as_json, rows, table
+from autoscaler.report.fitting import WIDTH
 from autoscaler.report.status import MetricsHealth, Reported, status_of
 from tests.autoscaler.apply_cases import NODE, NOW, decision, figure, quota, told, workload
 
