@@ -105,6 +105,14 @@ async def test_a_list_that_expires_half_way_starts_over_and_lists_nothing_twice(
     assert await names_of(kube) == ["a", "b", "c"]
 
 
+async def test_a_list_that_expires_twice_is_asked_for_without_pages(kmock: Any, kube: KubeClient) -> None:
+    expired = answer({"message": "Expired"}, 410)
+    kmock["get", PODS] << in_turn(page("a", following="x"), expired, page("a", following="y"), expired, page("a", "b"))
+
+    assert await names_of(kube) == ["a", "b"]
+    assert [request.params.get("limit") for request in kmock["get", PODS]] == ["2", "2", "2", "2", None]
+
+
 async def test_a_list_that_always_expires_is_an_error_in_the_end(kmock: Any, kube: KubeClient) -> None:
     kmock["get", PODS] << answer({"message": "Expired"}, 410)
 

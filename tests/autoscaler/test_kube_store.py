@@ -20,10 +20,11 @@ from kubernetes.aio import client
 from autoscaler.errors import ClusterError
 from autoscaler.kube.client import KubeClient
 from autoscaler.kube.cluster import KubeCluster
-from autoscaler.kube.patience import Patience
+from autoscaler.kube.patience import Patience, patience_of
 from autoscaler.kube.store import Store
 from autoscaler.model.steps import Annotate, CreateObject, Scale, WriteStatus
 from autoscaler.model.workload import ObjectRef, ref_of
+from autoscaler.settings import Settings
 
 # Only what a test scripts is answered: nothing is emulated.
 pytestmark = pytest.mark.kmock(cls=scripted.RawHandler)
@@ -659,3 +660,10 @@ def test_pauses_double_up_to_a_bound_and_differ_between_processes_and_kinds():
     assert pauses == [patience.retry_seconds("pods", failures) for failures in range(1, 200)]
     assert pauses != [replace(patience, seed="b").retry_seconds("pods", failures) for failures in range(1, 200)]
     assert patience.share("pods/watch") != patience.share("nodes/watch")
+
+
+def test_how_the_cluster_is_followed_is_a_setting():
+    patience = patience_of(Settings(cluster_stale_seconds=300.0, cluster_resync_seconds=60.0))
+
+    assert (patience.stale_seconds, patience.resync_seconds) == (300.0, 60.0)
+    assert patience.seed == patience_of(Settings()).seed != ""
