@@ -16,14 +16,15 @@ from autoscaler.admission.pods import Surroundings, is_worker, resolution_of
 from autoscaler.apply.plan import ANNOTATION, annotate
 from autoscaler.contract import keys
 from autoscaler.model.allowed import HANDS_OFF, Overlay
-from autoscaler.model.config import Configuration, Mode
+from autoscaler.model.config import Configuration
 from autoscaler.model.decision import AMOUNT_FIELDS, Field
 from autoscaler.model.fleet import UNSCALABLE_ISOLATION
 from autoscaler.model.orders import figures_of
 from autoscaler.model.quantity import format_amount, parse_amount, round_amount
 from autoscaler.model.reasons import Verdict
-from autoscaler.model.resources import SPECS, Amounts, Resource, Side
+from autoscaler.model.resources import SPECS, Amounts, Side
 from autoscaler.model.workload import Manifest, Worker
+from autoscaler.read.standing import figure_of, is_on, on_record, own_figures, still_held
 from autoscaler.read.workers import amount_problems, make_worker
 from autoscaler.report.conditions import LAYERS, ConditionType, Reason
 
@@ -39,9 +40,10 @@ _SETS: Final = frozenset(ANNOTATION.values())
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
-    """A workload's status, read leniently: what it does not say is absent."""
+    """A workload's status, read leniently: what it does not say is absent; and the user's own figures as of now."""
 
     status: Mapping[str, Any]
+    original: Amounts
 
     @property
     def autoscaling(self) -> Mapping[str, Any]:
@@ -82,10 +84,11 @@ def birth_annotations(pod: Manifest, around: Surroundings, now: float) -> dict[s
     if config is None or resolution.problems or config.dedicated_gpu or config.isolation in UNSCALABLE_ISOLATION:
         return {}
     worker = make_worker(pod, (), "", config.amounts)
-    decided = _Decided(_mapping(workload.get("status")))
+    original = own_figures(config.amounts, still_held(on_record(workload), config.amounts))
+    decided = _Decided(_mapping(workload.get("status")), original)
     if amount_problems(worker) or not decided.is_in_force:
         return {}
-    write = annotate(worker, _overlay(config, decided, worker, now), config.amounts)
+    write = annotate(worker, _overlay(config, decided, worker, now), original)
     if write is None:
         return {}
     set_now = {key: text for key, text in write.annotations.items() if text is not None}
@@ -101,11 +104,9 @@ def _overlay(config: Configuration, decided: _Decided, worker: Worker, now: floa
     figures = {field: _figure(field, config, decided, worker.current) for field in AMOUNT_FIELDS}
     pause = config.pause
     active = pause.until is None or now < pause.until
-    held = _by_field(worker.current)
     for field, value in figures.items():
-        if value is None or not active:
-            continue
-        if (pause.up and value > held[field]) or (pause.down and value < held[field]):
+        held = figure_of(worker.current, field)
+        if active and value is not None and ((pause.up and value > held) or (pause.down and value < held)):
             figures[field] = None
     request, limit, vram_request, vram_limit = (figures[field] for field in AMOUNT_FIELDS)
     return Overlay((request, limit), (vram_request, vram_limit))
@@ -113,12 +114,11 @@ def _overlay(config: Configuration, decided: _Decided, worker: Worker, now: floa
 
 def _figure(field: Field, config: Configuration, decided: _Decided, own: Amounts) -> float | None:
     """Return what a figure is to be, None where it is not ours to set."""
-    assert field.resource is not None
-    if not _is_decided(field, config, decided) or not _is_of_this_template(field.resource, config, decided):
+    value, held = decided.amount("current", field), figure_of(own, field)
+    if value is None or not _is_decided(field, config, decided) or not _is_of_this_template(field, decided):
         return None
-    value, held = decided.amount("current", field), _by_field(own)[field]
     # A status shows three digits; a figure that reads the same is the same.
-    return held if value is not None and _published(field.resource, held) == value else value
+    return held if _published(field, held) == value else value
 
 
 def _is_decided(field: Field, config: Configuration, decided: _Decided) -> bool:
@@ -131,34 +131,22 @@ def _is_decided(field: Field, config: Configuration, decided: _Decided) -> bool:
     rule = next((rule for rule in config.cron_rules if rule.name == active), None)
     if rule is not None and field in dict(figures_of(rule)):
         return True
-    policy = config.requests if field.side is Side.REQUEST else config.limits
-    return (
-        policy.mode is Mode.ON
-        and field.resource in policy.targets
-        and reason not in UNDECIDED
-        and decided.condition(ConditionType.RECOMMENDATION_PROVIDED) == ("True", Reason.READY)
-    )
+    provided = decided.condition(ConditionType.RECOMMENDATION_PROVIDED)
+    return is_on(config, field) and reason not in UNDECIDED and provided == ("True", Reason.READY)
 
 
-def _is_of_this_template(resource: Resource, config: Configuration, decided: _Decided) -> bool:
-    """Tell whether the user's own figures are still those that the decision was made over.
+def _is_of_this_template(field: Field, decided: _Decided) -> bool:
+    """Tell whether the user's own figure is still the one that the decision was made beside.
 
-    A user who has written others since means them: the decision knows nothing of what they are for.
+    A user who has written another since means it: the decision knows nothing of what it is for.
     """
-    fields = [field for field in AMOUNT_FIELDS if field.resource is resource]
-    told = {field: decided.amount("original", field) for field in fields}
-    own = _by_field(config.amounts)
-    return all(told[field] is None or told[field] == _published(resource, own[field]) for field in fields)
+    return decided.amount("original", field) == _published(field, figure_of(decided.original, field))
 
 
-def _by_field(amounts: Amounts) -> dict[Field, float]:
-    compute, vram = amounts.compute, amounts.vram
-    return dict(zip(AMOUNT_FIELDS, (compute.request, compute.limit, vram.request, vram.limit), strict=True))
-
-
-def _published(resource: Resource, value: float) -> float:
+def _published(field: Field, value: float) -> float:
     """Return a figure as a status shows it."""
-    return parse_amount(resource, format_amount(resource, round_amount(resource, value)))
+    assert field.resource is not None
+    return parse_amount(field.resource, format_amount(field.resource, round_amount(field.resource, value)))
 
 
 def _origin(workload: str, decided: _Decided, annotations: Mapping[str, str]) -> str:

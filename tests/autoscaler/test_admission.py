@@ -40,9 +40,11 @@ from autoscaler.model.allowed import overlay_of
 from autoscaler.model.decision import Field
 from autoscaler.model.quantity import format_amount, round_amount
 from autoscaler.model.resources import Resource
+from autoscaler.model.takeover import TakenOver
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import ClusterView
 from autoscaler.read.discovery import discover
+from autoscaler.read.standing import render_record
 from autoscaler.read.workers import make_worker
 from autoscaler.report.conditions import config_valid
 from tests.autoscaler.admission_cases import (
@@ -58,7 +60,7 @@ from tests.autoscaler.admission_cases import (
     question,
     tensor_fusion_workload,
 )
-from tests.autoscaler.apply_cases import NOW, amounts, decision
+from tests.autoscaler.apply_cases import NOW, amounts, decision, workload
 
 FIGURES = ("tflops-request", "tflops-limit", "vram-request", "vram-limit")
 
@@ -164,9 +166,30 @@ def test_only_figures_of_layers_that_are_on_are_touched(layers, expected):
     assert figures(born(pod(OWN | layers))) == expected
 
 
+def beside(original: Any) -> Surroundings:
+    """Return surroundings in which the figures in force were decided beside these of the user."""
+    return around(tensor_fusion_workload(moved_status(workload=workload(original=original))))
+
+
 def test_a_request_alone_yields_to_a_limit_that_is_not_ours():
     low = OWN | {keys.TFLOPS_REQUEST: "5", keys.TFLOPS_LIMIT: "8", keys.AUTO_REQUESTS: "true"}
-    assert born(pod(low))[keys.TFLOPS_REQUEST] == "8"
+    assert born(pod(low), beside(amounts((5.0, 8.0))))[keys.TFLOPS_REQUEST] == "8"
+
+
+def test_a_figure_that_the_user_has_changed_since_is_meant_and_the_others_are_born_as_decided():
+    annotations = born(pod(OWN | ON | {keys.VRAM_LIMIT: "30Gi"}))
+    assert figures(annotations) == ("12", "24", "3Gi", None)
+    assert json.loads(annotations[keys.AUTOSCALING_ORIGINAL])["vram-limit"] == "30Gi"
+    assert figures(born(pod(OWN | ON | {keys.TFLOPS_REQUEST: "15"}))) == (None, "24", "3Gi", "5Gi")
+
+
+def test_a_figure_that_was_taken_over_from_somebody_else_counts_as_the_users_own():
+    record = TakenOver(Field.COMPUTE_LIMIT, 20.0, 22.0, NOW, 1)
+    adopted = tensor_fusion_workload(moved_status(workload=workload(original=amounts((10.0, 22.0)))))
+    adopted["metadata"]["annotations"] = {keys.AUTOSCALING_ADOPTED: render_record([record])}
+    annotations = born(pod(), around(adopted))
+    assert figures(annotations) == ("12", "24", "3Gi", "5Gi")
+    assert json.loads(annotations[keys.AUTOSCALING_ORIGINAL])["tflops-limit"] == "22"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +277,7 @@ def test_a_rule_by_the_clock_that_is_in_force_gives_its_figures_without_any_laye
 
 def test_a_figure_that_reads_like_the_one_in_force_is_left_as_exact_as_it_was_written():
     exact = OWN | ON | {keys.TFLOPS_REQUEST: "12.0004", keys.TFLOPS_LIMIT: "24.001"}
-    annotations = born(pod(exact))
+    annotations = born(pod(exact), beside(amounts((12.0004, 24.001))))
     assert keys.TFLOPS_REQUEST not in annotations
     assert keys.TFLOPS_LIMIT not in annotations
     assert annotations[keys.VRAM_LIMIT] == "5Gi"
@@ -580,8 +603,12 @@ def test_whatever_is_in_force_a_newborn_pod_keeps_its_original_and_a_request_bel
     status = moved_status()
     status["autoscaling"]["current"] = current
     manifest = pod(annotations)
+    before = settle_alone(manifest, around())
+    if before is not None:
+        status["autoscaling"]["original"] = moved_status(workload=workload(original=before.amounts))["autoscaling"][
+            "original"
+        ]
     surroundings = around(tensor_fusion_workload(status))
-    before = settle_alone(manifest, surroundings)
     made = answered(manifest, born(manifest, surroundings))
     after = settle_alone(made, surroundings)
     assert born(made, surroundings) == {}
