@@ -195,7 +195,7 @@ def denied(here: str, there: str) -> dict[str, Request]:
         "change a Deployment": ("PATCH", of_group(APPS, here, "deployments", "/x")),
         "delete a Deployment": ("DELETE", of_group(APPS, here, "deployments", "/x")),
         "change a StatefulSet": ("PATCH", of_group(APPS, here, "statefulsets", "/x")),
-        "scale a ReplicaSet": ("PATCH", of_group(APPS, here, "replicasets", "/x/scale")),
+        "change a ReplicaSet": ("PATCH", of_group(APPS, here, "replicasets", "/x")),
         "create a Job": ("POST", of_group("batch/v1", here, "jobs")),
         "change a profile": ("PATCH", of_group(OURS, here, "workloadprofiles", "/x")),
         "create a profile": ("POST", of_group(OURS, here, "workloadprofiles")),
