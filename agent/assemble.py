@@ -88,6 +88,8 @@ def surroundings(settings: AgentSettings, live_use: LastUse, directory: PodDirec
         proc_root=settings.proc_root,
         cgroup_root=settings.cgroup_root,
         tfshm_root=settings.tfshm_root,
+        hamicore_root=settings.hamicore_root,
+        options={"hamicore.sm_reload": str(settings.hamicore_sm_reload).lower()},
         shrink_below_use=settings.shrink_below_use,
     )
 

@@ -45,6 +45,10 @@ class AgentSettings(BaseSettings):
     """The host's cgroup v2 tree, where memory limits are kept; writable for `dmem`."""
     tfshm_root: Path = Path("/run/tensor-fusion/shm")
     """Where TensorFusion's limiters share memory with the node."""
+    hamicore_root: Path = Path("/usr/local/vgpu/containers")
+    """Where HAMi-core's regions lie, a folder per container."""
+    hamicore_sm_reload: bool = False
+    """Whether the HAMi-core in use reads its SM limit again while a process runs; upstream's reads it once."""
     simulated_dir: Path | None = None
     """Where simulated workers that are processes of their own find their limits."""
     simulate: Path | None = None

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Final
 
-COMPUTE_ORDER: Final = ("tfshm",)
-VRAM_ORDER: Final = ("dmem", "tfshm")
+COMPUTE_ORDER: Final = ("tfshm", "hamicore")
+VRAM_ORDER: Final = ("dmem", "tfshm", "hamicore")

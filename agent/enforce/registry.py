@@ -9,6 +9,7 @@ from agent.enforce.actuator import Actuator, Part, Surroundings
 from agent.enforce.backend import Backend
 from agent.enforce.chosen import ChosenBackend
 from agent.enforce.dmem import DmemActuator
+from agent.enforce.hamicore import HamicoreActuator
 from agent.enforce.observe import ObserveBackend
 from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
 from agent.enforce.tfshm import TfshmActuator
@@ -16,6 +17,7 @@ from agent.enforce.tfshm import TfshmActuator
 ACTUATORS: Final[Mapping[str, Callable[[Surroundings], Actuator]]] = {
     "dmem": DmemActuator,
     "tfshm": TfshmActuator,
+    "hamicore": HamicoreActuator,
 }
 """Name to maker."""
 
