@@ -22,7 +22,7 @@ from autoscaler.kube.listing import EXPIRED, Listed, list_whole
 from autoscaler.kube.patience import Patience
 from autoscaler.kube.shelf import Shelf, number_of, version_of
 from autoscaler.kube.trim import trimmed
-from autoscaler.model.workload import Manifest
+from autoscaler.model.workload import Manifest, group_of
 
 log = structlog.get_logger(__name__)
 
@@ -231,7 +231,7 @@ async def _while_it_speaks(lines: AsyncIterator[bytes], silence_seconds: float) 
 def _worded(error: StatusError, resource: ApiResource, verb: str) -> StatusError:
     """Return the error with what it was about and, where a right is missing, which."""
     _, _, said = str(error).partition(": ")
-    where = f'{resource.plural} of the API group "{resource.api_version.rpartition("/")[0]}"'
+    where = f'{resource.plural} of the API group "{group_of(resource.api_version)}"'
     what = f"allow this account to {verb} {where}" if error.status == _FORBIDDEN else f"{verb} {where}"
     return StatusError(error.status, f"{said} ({what})", error.retry_after_seconds)
 

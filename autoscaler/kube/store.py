@@ -18,7 +18,7 @@ from autoscaler.kube.follow import Follower
 from autoscaler.kube.kinds import RESOURCES
 from autoscaler.kube.patience import Patience
 from autoscaler.kube.shelf import Shelf, number_of, version_of
-from autoscaler.model.workload import EMPTY, ClusterView, Manifest
+from autoscaler.model.workload import EMPTY, ClusterView, Manifest, group_of
 
 POD_SELECTORS: Final[Mapping[str, Callable[[Mapping[str, str]], bool]]] = {
     f"{keys.ENABLED}=true": lambda labels: labels.get(keys.ENABLED) == "true",
@@ -135,12 +135,18 @@ class Store:
     def _owners_are_known(self) -> bool:
         """Tell whether each new object's controller is there, if it is of a kind that is read."""
         return all(
-            (shelf := self._shelves.get(str(reference.get("kind")))) is None or reference.get("uid") in shelf
-            for own in self._shelves.values()
-            for item in own.fresh.values()
+            self._is_known(reference)
+            for shelf in self._shelves.values()
+            for item in shelf.fresh.values()
             for reference in item["metadata"].get("ownerReferences") or ()
             if reference.get("controller")
         )
+
+    def _is_known(self, reference: Manifest) -> bool:
+        shelf = self._shelves.get(str(reference.get("kind")))
+        if shelf is None or str(reference.get("uid")) in shelf:
+            return True
+        return group_of(shelf.resource.api_version) != group_of(str(reference.get("apiVersion", "")))
 
     def _current(self) -> ClusterView:
         state = tuple(shelf.changes for shelf in self._shelves.values())

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from autoscaler.contract.keys import DOMAIN
 from autoscaler.kube.kinds import ApiResource
-from autoscaler.model.workload import EMPTY, Manifest
+from autoscaler.model.workload import EMPTY, Manifest, group_of
 
 WHOLE: Final = "whole"
 """The value as it is."""
@@ -99,8 +99,8 @@ KEPT: Final[Mapping[str, Mapping[str, Mask]]] = {
 """Kinds that are not here are our own (TensorFusionWorkload, WorkloadProfile): users see all of those in reports."""
 
 _STEPS: Final[Mapping[str, Mask]] = {"metadata": _LINK, "spec": _fields("replicas parallelism")}
-_PASSED_ON: Final = frozenset({("ReplicaSet", "Deployment"), ("Job", "CronJob")})
-"""An object and its controller: only a step on the way up, whose template says nothing that the controller's doesn't.
+_PASSED_ON: Final = frozenset({("ReplicaSet", "apps", "Deployment"), ("Job", "batch", "CronJob")})
+"""An object and its controller's group and kind: a step on the way up, whose template says nothing of its own.
 
 They are most of all owners: each Deployment leaves ten ReplicaSets behind, each CronJob its Jobs.
 """
@@ -124,7 +124,10 @@ def _own(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_step(item: Mapping[str, Any], kind: str) -> bool:
     references = item["metadata"].get("ownerReferences") or ()
-    return any(one.get("controller") and (kind, one.get("kind")) in _PASSED_ON for one in references)
+    return any(
+        one.get("controller") and (kind, group_of(str(one.get("apiVersion", ""))), one.get("kind")) in _PASSED_ON
+        for one in references
+    )
 
 
 def _masked(value: Any, mask: Mask) -> Any:

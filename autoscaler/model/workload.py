@@ -57,6 +57,11 @@ class ObjectRef:
     resource_version: str = ""
 
 
+def group_of(api_version: str) -> str:
+    """Return the group of an API version, empty for the core's."""
+    return api_version.rpartition("/")[0]
+
+
 def ref_of(manifest: Manifest) -> ObjectRef:
     """Return the reference of an object as read."""
     metadata = manifest["metadata"]

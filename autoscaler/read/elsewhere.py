@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from autoscaler.model.workload import EMPTY, Manifest, ObjectRef
+from autoscaler.model.workload import EMPTY, Manifest, ObjectRef, group_of
 
 SCALED_OBJECT: Final = "ScaledObject"
 _KEDA_API_VERSION: Final = "apps/v1"
@@ -31,12 +31,6 @@ class Target:
 def target_of(ref: ObjectRef) -> Target:
     """Return an object as a target."""
     return Target(group_of(ref.api_version), ref.kind, ref.namespace, ref.name)
-
-
-def group_of(api_version: str) -> str:
-    """Return the group of an API version, empty for the core's."""
-    group, slash, _ = api_version.partition("/")
-    return group if slash else ""
 
 
 def scalers_by_target(manifests: Iterable[Manifest]) -> Mapping[Target, str]:

@@ -545,6 +545,17 @@ async def test_the_owner_of_a_new_pod_is_waited_for_since_their_watches_are_not_
     assert [one["metadata"]["name"] for one in (*view.pods, *view.owners)] == ["p", "late"]
 
 
+async def test_an_owner_of_another_group_is_not_waited_for(collection, followed):
+    owner = {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "name": "j", "uid": "j", "controller": True}
+    collection(PODS, page(), watches=[watch(event("ADDED", item("p", 12, ownerReferences=[owner])), OPEN)])
+    store = followed(replace(QUICK, owner_seconds=20.0))
+    await store.read()
+    await until(lambda: len(store._shelves["Pod"]) == 1)
+
+    async with asyncio.timeout(10.0):
+        assert len((await store.read()).pods) == 1
+
+
 async def test_a_pod_whose_owner_never_comes_is_served_after_a_moment_and_waited_for_once(collection, followed):
     owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "no", "uid": "no", "controller": True}
     new_pod = event("ADDED", item("p", 12, ownerReferences=[owner]))

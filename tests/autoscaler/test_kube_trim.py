@@ -108,21 +108,23 @@ def test_a_cron_jobs_template_stays_where_it_stands():
 
 
 @pytest.mark.parametrize(
-    ("kind", "controller", "is_step"),
+    ("kind", "api_version", "controller", "is_step"),
     [
-        ("ReplicaSet", "Deployment", True),
-        ("Job", "CronJob", True),
-        ("ReplicaSet", "Rollout", False),
-        ("StatefulSet", "Deployment", False),
+        ("ReplicaSet", "apps/v1", "Deployment", True),
+        ("Job", "batch/v1", "CronJob", True),
+        ("ReplicaSet", "argoproj.io/v1alpha1", "Rollout", False),
+        ("ReplicaSet", "example.com/v1", "Deployment", False),
+        ("StatefulSet", "apps/v1", "Deployment", False),
     ],
 )
-def test_an_owner_below_another_that_is_read_too_is_only_a_step_on_the_way_up(kind, controller, is_step):
+def test_an_owner_below_another_that_is_read_too_is_only_a_step_on_the_way_up(kind, api_version, controller, is_step):
     owner = item(spec={"replicas": 2, "template": TEMPLATE}, status={"replicas": 2})
-    owner["metadata"]["ownerReferences"] = [{**CONTROLLER, "kind": controller, "blockOwnerDeletion": True}]
+    reference = {**CONTROLLER, "apiVersion": api_version, "kind": controller}
+    owner["metadata"]["ownerReferences"] = [{**reference, "blockOwnerDeletion": True}]
 
     after = kept(kind, owner)
 
-    assert after["metadata"]["ownerReferences"] == [{**CONTROLLER, "kind": controller}]
+    assert after["metadata"]["ownerReferences"] == [reference]
     assert after["spec"]["replicas"] == 2
     assert ("template" not in after["spec"]) is is_step
     assert ("status" not in after) is is_step
