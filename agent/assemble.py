@@ -89,6 +89,7 @@ def surroundings(settings: AgentSettings, live_use: LastUse, directory: PodDirec
         cgroup_root=settings.cgroup_root,
         tfshm_root=settings.tfshm_root,
         hamicore_root=settings.hamicore_root,
+        mps_root=settings.mps_root,
         options={"hamicore.sm_reload": str(settings.hamicore_sm_reload).lower()},
         shrink_below_use=settings.shrink_below_use,
     )

@@ -47,6 +47,8 @@ class AgentSettings(BaseSettings):
     """Where TensorFusion's limiters share memory with the node."""
     hamicore_root: Path = Path("/usr/local/vgpu/containers")
     """Where HAMi-core's regions lie, a folder per container."""
+    mps_root: Path = Path("/run/tensor-fusion/mps")
+    """Where each worker's MPS daemon has its pipe folder, `<pod UID>_<container>`."""
     hamicore_sm_reload: bool = False
     """Whether the HAMi-core in use reads its SM limit again while a process runs; upstream's reads it once."""
     simulated_dir: Path | None = None

@@ -21,6 +21,7 @@ from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
 _log = structlog.get_logger(__name__)
+LOOK_TURNS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class ChosenBackend:
         self._order = order
         self._live_use = live_use
         self._choices: dict[WorkerKey, dict[Part, Choice]] = {}
+        self._looked: dict[WorkerKey, int] = {}
+        self._turns = 0
 
     @property
     def actuators(self) -> tuple[Actuator, ...]:
@@ -67,7 +70,7 @@ class ChosenBackend:
 
     def apply(self, worker: Worker, quota: DeviceQuota) -> Applied:
         """Put each part into force through whoever serves it; the effect is the slower of the two."""
-        chosen = self._chosen(worker, quota.uuid)
+        chosen = self._chosen(worker, quota.uuid, is_asked=True)
         effects, reasons = [], []
         for actuator, parts in _served(chosen):
             try:
@@ -92,9 +95,11 @@ class ChosenBackend:
         for one in self.actuators:
             one.release(key)
         self._choices.pop(key, None)
+        self._looked.pop(key, None)
 
     def turn(self, now: float) -> None:
         """Let every actuator do what a tick asks for."""
+        self._turns += 1
         for one in self.actuators:
             try:
                 one.turn(now)
@@ -116,10 +121,16 @@ class ChosenBackend:
         for one in self.actuators:
             one.close()
 
-    def _chosen(self, worker: Worker, uuid: str) -> dict[Part, Choice]:
-        """Return who serves each part; a part that nobody serves is asked for again, as files appear late."""
+    def _chosen(self, worker: Worker, uuid: str, *, is_asked: bool = False) -> dict[Part, Choice]:
+        """Return who serves each part; for one that nobody serves is looked again now and then, as files appear late.
+
+        `is_asked`: a limit is to be set, which is worth a look at once.
+        """
         key = (*id_of(worker), uuid)
         chosen = self._choices.setdefault(key, {})
+        if chosen and not is_asked and self._turns - self._looked[key] < LOOK_TURNS:
+            return chosen
+        self._looked[key] = self._turns
         for part in Part:
             if part not in chosen or chosen[part].actuator is None:
                 chosen[part] = self._choose(part, worker, uuid)

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Final
 
-COMPUTE_ORDER: Final = ("tfshm", "hamicore")
-VRAM_ORDER: Final = ("dmem", "tfshm", "hamicore")
+COMPUTE_ORDER: Final = ("tfshm", "hamicore", "mps")
+VRAM_ORDER: Final = ("dmem", "tfshm", "hamicore", "mps")

@@ -10,6 +10,7 @@ from agent.enforce.backend import Backend
 from agent.enforce.chosen import ChosenBackend
 from agent.enforce.dmem import DmemActuator
 from agent.enforce.hamicore import HamicoreActuator
+from agent.enforce.mps import MpsActuator
 from agent.enforce.observe import ObserveBackend
 from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
 from agent.enforce.tfshm import TfshmActuator
@@ -18,6 +19,7 @@ ACTUATORS: Final[Mapping[str, Callable[[Surroundings], Actuator]]] = {
     "dmem": DmemActuator,
     "tfshm": TfshmActuator,
     "hamicore": HamicoreActuator,
+    "mps": MpsActuator,
 }
 """Name to maker."""
 

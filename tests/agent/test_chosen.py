@@ -8,7 +8,7 @@ import pytest
 
 from agent.enforce.actuator import BOTH, Part
 from agent.enforce.backend import Applied, Capabilities
-from agent.enforce.chosen import ChosenBackend
+from agent.enforce.chosen import LOOK_TURNS, ChosenBackend
 from agent.samples import Worker
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
@@ -154,3 +154,24 @@ def test_what_one_actuator_cannot_do_keeps_no_other_from_its_part() -> None:
     assert "BackendFailed: kernel: [Errno 28] No space left on device" in applied.reason
     backend.turn(0.0)
     assert limiter.turns == 1
+
+
+class Counting(Actuator):
+    looks = 0
+
+    def reach(self, worker: Worker, uuid: str) -> Capabilities:
+        self.looks += 1
+        return self.reached
+
+
+def test_for_a_worker_out_of_reach_is_looked_now_and_then_and_at_once_when_it_is_to_be_limited() -> None:
+    absent = Counting("absent")
+    backend = chosen([absent], [])
+    for _ in range(LOOK_TURNS):
+        backend.observe(ONE, GPU)
+        backend.turn(0.0)
+    assert absent.looks == 1
+    backend.observe(ONE, GPU)
+    assert absent.looks == 2
+    backend.apply(ONE, QUOTA)
+    assert absent.looks >= 3

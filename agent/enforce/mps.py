@@ -1,0 +1,152 @@
+"""CUDA MPS: one control daemon per worker, told over its standard input; limits reach the worker's next process.
+
+NVIDIA's documentation: a changed percentage or memory limit leaves existing clients as they are. A daemon's limits
+are for everybody in its pipe folder, so each worker needs one of its own: `<root>/<pod UID>_<container>`, which is the
+worker's CUDA_MPS_PIPE_DIRECTORY. A daemon is asked only where something changes, never per tick.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from agent.enforce.actuator import Part, Surroundings
+from agent.enforce.backend import Applied, Capabilities
+from agent.govern import id_of
+from agent.report import WorkerKey
+from agent.samples import Worker
+from autoscaler.contract.keys import Effect
+from autoscaler.contract.quota import DeviceQuota, Observed
+
+PROGRAM: Final = "nvidia-cuda-mps-control"
+ANSWER_SECONDS: Final = 5.0
+CONTROL_PIPE: Final = "control"
+"""What the daemon makes in its folder while it runs."""
+_MIB: Final = 1 << 20
+_REACHED: Final = Capabilities(Effect.NEXT_PROCESS, Effect.NEXT_PROCESS)
+
+
+class MpsActuator:
+    """Holds what a worker starts next; what runs already keeps what it was started with."""
+
+    name = "mps"
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+
+    def probe(self) -> Capabilities:
+        """Return whether MPS can be told anything here."""
+        if shutil.which(PROGRAM) is None:
+            return _out(f"{PROGRAM} is not installed")
+        root = self._around.mps_root
+        return _REACHED if root.is_dir() else _out(f"{root} is not there: no worker has a daemon of its own")
+
+    def reach(self, worker: Worker, uuid: str) -> Capabilities:
+        """Return whether the worker has a daemon of its own that answers."""
+        if self._around.index_of(uuid) is None:
+            return _out(f"the driver's index of {uuid} is not known yet")
+        try:
+            self._ask(worker, "get_default_active_thread_percentage")
+        except OSError as error:
+            return _out(str(error))
+        return _REACHED
+
+    def observe(self, worker: Worker, uuid: str) -> Observed:  # noqa: ARG002  nothing can be read back
+        """Return nothing: what running processes were started with can't be asked for."""
+        return Observed()
+
+    def apply(self, worker: Worker, quota: DeviceQuota, parts: frozenset[Part]) -> Applied:
+        """Tell the daemon, and every server of its, and read the answer back."""
+        reasons = [self._tell(worker, quota, part) for part in sorted(parts)]
+        return Applied(Effect.NEXT_PROCESS, Observed(), "; ".join(filter(None, reasons)))
+
+    def in_force(self) -> Mapping[WorkerKey, int]:
+        """Return nothing: no running process is known to be held."""
+        return {}
+
+    def release(self, key: WorkerKey) -> None:
+        """Do nothing: the daemon ends with its worker."""
+
+    def turn(self, now: float) -> None:
+        """Do nothing: a daemon's limits are nobody else's to change."""
+
+    def restored(self) -> int:
+        """Return 0."""
+        return 0
+
+    def close(self) -> None:
+        """Do nothing: the daemons go on."""
+
+    def _tell(self, worker: Worker, quota: DeviceQuota, part: Part) -> str:
+        """Set one part for what starts next; return why not."""
+        if part is Part.COMPUTE:
+            capacity = self._around.tflops_of(quota.uuid)
+            if not capacity:
+                return f"UnknownModel: the TFLOPs of {quota.uuid} are not known, so {quota.tflops_limit:g} is no share"
+            percent = min(max(math.ceil(quota.tflops_limit / capacity * 100), 1), 100)
+            self._set(worker, "active_thread_percentage", f"{percent}")
+            told = self._ask(worker, "get_default_active_thread_percentage").strip()
+            return "" if _is_number(told, percent) else f"NotTaken: asked for {percent} %, the daemon says {told!r}"
+        # The unit the documentation takes: whole mebibytes, rounded down, as a limit may not be passed.
+        self._set(
+            worker, "device_pinned_mem_limit", f"{self._around.index_of(quota.uuid)} {quota.vram_limit_bytes // _MIB}M"
+        )
+        return ""
+
+    def _set(self, worker: Worker, what: str, value: str) -> None:
+        """Set a default for servers to come, and for the clients to come of those that run."""
+        servers = [line.strip() for line in self._ask(worker, "get_server_list").splitlines()]
+        commands = [f"set_default_{what} {value}"]
+        commands += [f"set_{what} {server} {value}" for server in servers if server.isdecimal()]
+        for command in commands:
+            self._ask(worker, command)
+
+    def _ask(self, worker: Worker, command: str) -> str:
+        """Return the daemon's answer.
+
+        Raises:
+            OSError: there is no daemon, or it does not answer.
+        """
+        folder = self._folder(worker)
+        if not (folder / CONTROL_PIPE).exists():
+            raise FileNotFoundError(f"no daemon in {folder}")
+        try:
+            done = subprocess.run(  # noqa: S603  the program's name is fixed, its input is made of numbers
+                [shutil.which(PROGRAM) or PROGRAM],
+                input=command + "\n",
+                env={**os.environ, "CUDA_MPS_PIPE_DIRECTORY": str(folder)},
+                capture_output=True,
+                text=True,
+                timeout=ANSWER_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(
+                f"{PROGRAM} in {folder} did not answer {command!r} within {ANSWER_SECONDS:g} s"
+            ) from None
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip()
+            raise OSError(f"{PROGRAM} in {folder} refused {command!r}: {said or done.returncode}")
+        return done.stdout
+
+    def _folder(self, worker: Worker) -> Path:
+        pod_uid, container = id_of(worker)
+        if "/" in pod_uid + container:
+            raise OSError(f"{pod_uid}_{container} is no container's name")
+        return self._around.mps_root / f"{pod_uid}_{container}"
+
+
+def _is_number(text: str, wanted: int) -> bool:
+    try:
+        return math.isclose(float(text), wanted)
+    except ValueError:
+        return False
+
+
+def _out(reason: str) -> Capabilities:
+    return Capabilities(Effect.UNSUPPORTED, Effect.UNSUPPORTED, reason)
