@@ -136,3 +136,31 @@ def test_the_wheel_holds_the_data_that_the_programs_read(tmp_path: Path) -> None
     }
     assert "autoscaler/recommend/prior.json" in data
     assert data <= inside
+
+
+def value_names(values: dict[str, object], above: str = "") -> set[str]:
+    return {f"{above}{key}" for key in values} | {
+        name
+        for key, below in values.items()
+        if isinstance(below, dict) and not above
+        for name in value_names(below, f"{key}.")
+    }
+
+
+def test_every_value_stands_in_the_readme_and_in_the_schema() -> None:
+    readme = (CHART / "README.md").read_text()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    for name in value_names(values):
+        above, _, last = name.rpartition(".")
+        assert re.search(rf"[`. ]{last}[`. ,}}:]", readme), f"{name} is not in the README"
+        assert last in (schema[above]["properties"] if above else schema), f"{name} is not in the schema"
+
+
+def test_the_table_of_backends_in_the_docs_is_that_of_the_chart() -> None:
+    table = yaml.safe_load((CHART / "files" / "backends.yaml").read_text())
+    docs = (ROOT / "docs" / "install.md").read_text()
+    for name in (*table["backends"], *table["actuators"]):
+        assert f"`{name}`" in docs
+    for row in table["actuators"].values():
+        assert all(f"`{path['path']}`" in docs for path in row["hostPaths"])
