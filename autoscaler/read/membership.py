@@ -7,7 +7,7 @@ one it names, else its top owner's name, else its own. Neighbours: `owners` clim
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -90,7 +90,7 @@ def group_by_workload(view: ClusterView) -> Membership:
         metadata = pod_template(manifest).get("metadata") or EMPTY
         if _takes_part(metadata.get("labels") or EMPTY) and controller_of(manifest) is None:
             sharers.add_owner(manifest, _key(manifest, _named(metadata) or manifest["metadata"]["name"]))
-    problems = []
+    leaving: list[tuple[Manifest, TopOwner | None, WorkloadKey]] = []
     # Replicas of one owner come by the thousand: where the first one went, the others go.
     placed: dict[tuple[int, str | None], Group] = {}
     for pod in view.pods:
@@ -100,13 +100,27 @@ def group_by_workload(view: ClusterView) -> Membership:
         top, named = owners.top(pod), _named(metadata)
         group = placed.get((id(top), named)) if top is not None and _speaks_by_template(top) else None
         if group is None:
-            if top is not None and top.is_missing and named is None:
-                problems.append(_orphaned(pod, top))
+            key = _key(pod, named or (top.name if top is not None else metadata["name"]))
+            if metadata.get("deletionTimestamp") or (top is not None and top.is_missing):
+                leaving.append((pod, top, key))
                 continue
-            group = sharers.place(pod, top, _key(pod, named or (top.name if top is not None else metadata["name"])))
+            group = sharers.place(pod, top, key)
             placed[id(top), named] = group
         group.pods.append(pod)
-    return Membership(groups, tuple(problems))
+    return Membership(groups, tuple(_leave(groups, leaving)))
+
+
+def _leave(
+    groups: Mapping[WorkloadKey, Group], leaving: Iterable[tuple[Manifest, TopOwner | None, WorkloadKey]]
+) -> Iterator[Problem]:
+    """Put pods that go, or whose owner has gone, where they belong; they found nothing any more."""
+    for pod, top, key in leaving:
+        group = groups.get(key)
+        if group is not None:
+            group.remote |= _is_remote(pod, top)
+            group.pods.append(pod)
+        elif not pod["metadata"].get("deletionTimestamp") and top is not None:
+            yield _orphaned(pod, top)
 
 
 class _Sharers:
@@ -118,9 +132,8 @@ class _Sharers:
     def place(self, pod: Manifest, top: TopOwner | None, key: WorkloadKey) -> Group:
         """Return the pod's group, with whoever speaks for the pod in it."""
         group = self._groups.setdefault(key, Group())
-        if top is None or top.kind == WORKLOAD_KIND:
-            group.remote |= keys.WORKLOAD in _labels(pod)
-        if top is None or top.is_missing:
+        group.remote |= _is_remote(pod, top)
+        if top is None:
             self.add_pod(pod, key)
         elif top.manifest is not None and _speaks_by_template(top):
             self.add_owner(top.manifest, key)
@@ -181,6 +194,11 @@ class _Sharers:
 
 def _speaks_by_template(top: TopOwner) -> bool:
     return top.manifest is not None and bool(pod_template(top.manifest))
+
+
+def _is_remote(pod: Manifest, top: TopOwner | None) -> bool:
+    """Tell whether a pod is a worker that no owner among the sharers runs."""
+    return (top is None or top.kind == WORKLOAD_KIND) and keys.WORKLOAD in _labels(pod)
 
 
 def _birth(pod: Manifest) -> tuple[str, str]:
