@@ -37,6 +37,7 @@ _MAX_DEPTH: Final = 8
 _WORKLOAD: Final = "TensorFusionWorkload"
 _PROFILE: Final = "WorkloadProfile"
 _POD: Final = "Pod"
+_ENDED: Final = frozenset({"Succeeded", "Failed"})
 _KINDS: Final = (_PROFILE, _WORKLOAD, *sorted(READ_KINDS))
 _Key = tuple[str, str]
 
@@ -187,7 +188,10 @@ def _owner_key(manifest: Manifest) -> _Key:
 
 
 def _worker_key(pod: Manifest) -> _Key:
+    """Return the workload that a worker pod works for; one that has ended works for none."""
     metadata = pod["metadata"]
+    if (pod.get("status") or EMPTY).get("phase") in _ENDED:
+        return "", ""
     return metadata.get("namespace", ""), str((metadata.get("labels") or EMPTY).get(keys.WORKLOAD, ""))
 
 

@@ -180,17 +180,19 @@ async def test_worker_pods_of_the_workload_are_noticed_and_a_workload_that_is_be
     lookups: Any,
 ) -> None:
     worker = item("chat-worker", metadata={"labels": {keys.WORKLOAD: "chat"}})
+    ended = item("done-worker", metadata={"labels": {keys.WORKLOAD: "done"}}, status={"phase": "Failed"})
     ending = item("chat", metadata={"deletionTimestamp": "2027-01-15T08:00:00Z"})
     lookup = await lookups(
         paths={
             DEPLOYMENTS: collection(DEPLOYMENT),
             REPLICA_SETS: collection(REPLICAS),
-            PODS: collection(worker),
+            PODS: collection(worker, ended),
             WORKLOADS: collection(ending),
         }
     )
     around = await lookup.around(read(pod()))
     assert (around.has_workers, around.workload) == (True, None)
+    assert not (await lookup.around(read(pod(OWN | {keys.WORKLOAD: "done"})))).has_workers
     assert not (await lookup.around(read(pod(labels={keys.WORKLOAD: "chat"})))).has_workers
 
 

@@ -74,6 +74,8 @@ def test_usage_errors_exit_2_and_say_what_is_allowed(tmp_path: Path):
         "run", "--prometheus-url", "http://127.0.0.1:1", "--cluster-dir", str(tmp_path), "--agent", "node"
     )
     assert (code, "NODE=URL" in err) == (2, True)
+    code, _, err = run("webhook", "--cert-file", "tls.crt")
+    assert (code, "cert_file and key_file belong together" in err) == (2, True)
     code, _, err = run("demo", "--duration", "5min")
     assert (code, "5min" in err) == (2, True)
 
