@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -31,7 +31,7 @@ SHORTEST_WATCH_SECONDS: Final = 1.0
 FAILURES_BEFORE_LIST: Final = 2
 """A watch that the server refuses so often is not resumed: its place may be one that the server never had."""
 WARNED_FAILURES: Final = 2
-"""One failure in a row is daily life: a server or a proxy that was restarted."""
+"""One failure in a row is daily life: a server or a proxy that was restarted, a watch that was silent for too long."""
 _REFUSED: Final = frozenset({401, 403, 429})
 """Says nothing about the place."""
 _NO_SUCH_KIND: Final = 404
@@ -131,11 +131,11 @@ class Follower:
         query |= {**self._query, "resourceVersion": self.version}
         opened, told = math.inf, False
         try:
-            async with self._client.stream(self.resource.path(), query, 2 * patience.silence_seconds) as lines:
+            async with self._client.stream(self.resource.path(), query, patience.silence_seconds) as lines:
                 opened = _now()
                 self._heard()
                 tell()
-                async for line in _while_it_speaks(lines, patience.silence_seconds):
+                async for line in lines:
                     if line.strip():
                         self._take(line)
                         told = True
@@ -215,17 +215,6 @@ class Follower:
             log.warning("kind_forbidden", kind=self.resource.kind, error=why, then="it is taken for not installed")
         self._known, self.absent, self._missing_since, self.version = False, True, None, "0"
         self.shelf.replace(self._number, Listed((), ""))
-
-
-async def _while_it_speaks(lines: AsyncIterator[bytes], silence_seconds: float) -> AsyncIterator[bytes]:
-    """Yield lines until there is none for so long: a connection that died may never say so."""
-    while True:
-        try:
-            async with asyncio.timeout(silence_seconds):
-                line = await anext(lines)
-        except (TimeoutError, StopAsyncIteration):
-            return
-        yield line
 
 
 def _worded(error: StatusError, resource: ApiResource, verb: str) -> StatusError:

@@ -379,7 +379,7 @@ async def test_a_watch_that_ends_as_soon_as_it_begins_is_not_asked_for_in_a_tigh
 
 async def test_a_silent_watch_is_taken_for_dead_and_begun_again_where_it_was(collection, followed):
     deployments = collection(DEPLOYMENTS, page(item("a")), watches=[watch(bookmark(20), OPEN)])
-    store = followed(replace(QUICK, silence_seconds=0.05))
+    store = followed(replace(QUICK, silence_seconds=1.0))
     await store.read()
 
     await until(lambda: deployments.watched_from[:2] == ["10", "20"])
