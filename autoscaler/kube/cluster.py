@@ -20,7 +20,7 @@ from autoscaler.contract import keys
 from autoscaler.contract.keys import FIELD_MANAGER
 from autoscaler.errors import ClusterError, ConflictError, InvalidError
 from autoscaler.kube.client import APPLY_PATCH, MERGE_PATCH, KubeClient, StatusError
-from autoscaler.kube.errors import unheld_field
+from autoscaler.kube.errors import mistyped
 from autoscaler.kube.kinds import BY_KIND, EVENTS, SECRET, ApiResource
 from autoscaler.kube.owners import OtherOwners
 from autoscaler.kube.pacing import UNPACED, Pace
@@ -172,23 +172,46 @@ class KubeCluster:
     async def _apply_status(self, write: WriteStatus, version: str) -> None:
         """Apply what the installed definition can hold of it; what it can't is left out from then on."""
         ref, kept = write.ref, None
-        metadata = {"name": ref.name, "namespace": ref.namespace, "resourceVersion": version}
-        head = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": metadata}
-        query = {**_MANAGER, "force": "true"}
+        cleared: set[str] = set()
         while kept is None:
             unheld = self._unheld.get(ref.kind, frozenset())
-            body = {**head, "status": without(write.status, unheld)}
             try:
-                kept = await self._client.request("PATCH", _path(ref, "status"), query, body, APPLY_PATCH)
+                kept = await self._apply(ref, without(write.status, unheld), version)
             except StatusError as error:
-                field = unheld_field(error)
-                if field is None or field in unheld:
+                wrong = mistyped(error)
+                if wrong is None:
                     raise
-                self._unheld[ref.kind] = self._unheld.get(ref.kind, frozenset()) | {field}
-                log.warning("status_field_not_held", kind=ref.kind, field=".".join(field), error=str(error))
+                if wrong.is_stored:
+                    if wrong.path[0] in cleared or wrong.path[0] not in write.status:
+                        raise
+                    cleared.add(wrong.path[0])
+                    version = await self._clear(ref, wrong.path[0], version)
+                elif wrong.path in unheld:
+                    raise
+                else:
+                    self._leave_out(ref.kind, wrong.path, str(error))
         self._store.wrote(kept, ref.kind)
         known = self._lost.get(ref.kind, frozenset())
         self._lost[ref.kind] = learnt(known, write.status, kept.get("status") or {})
+
+    async def _apply(self, ref: ObjectRef, status: Mapping[str, Any], version: str) -> dict[str, Any]:
+        metadata = {"name": ref.name, "namespace": ref.namespace, "resourceVersion": version}
+        body = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": metadata, "status": status}
+        query = {**_MANAGER, "force": "true"}
+        return await self._client.request("PATCH", _path(ref, "status"), query, body, APPLY_PATCH)
+
+    async def _clear(self, ref: ObjectRef, field: str, version: str) -> str:
+        """Remove a field of ours, of a type that another definition had: nothing can be applied beside it."""
+        log.warning("status_field_cleared", kind=ref.kind, name=ref.name, field=field)
+        body = {"metadata": {"resourceVersion": version}, "status": {field: None}}
+        found = await self._client.request("PATCH", _path(ref, "status"), _MANAGER, body, MERGE_PATCH)
+        return str(found["metadata"]["resourceVersion"])
+
+    def _leave_out(self, kind: str, path: StatusPath, error: str) -> None:
+        known = self._unheld.get(kind, frozenset())
+        if path not in known:
+            log.warning("status_field_not_held", kind=kind, field=".".join(path), error=error)
+        self._unheld[kind] = known | {path}
 
     async def _scale(self, write: Scale) -> None:
         # The scale subresource does not judge a UID, so it is compared here and the version guards what follows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -17,10 +18,11 @@ LONGEST_RETRY_AFTER_SECONDS: Final = 30.0
 
 _RETRIED: Final = frozenset({429, 500, 502, 503, 504})
 _REFUSED: Final = frozenset({400, 413, 415, 422})
-_MISTYPED: Final = "failed to create typed patch object"
-"""What a server-side apply says, as a 500, of fields that the installed definition has otherwise or not at all."""
+_MISTYPED: Final = ("failed to create typed patch object", "failed to create typed live object")
+"""What a server-side apply says, as a 500, of fields that the installed definition has otherwise or not at all: in what
+it was sent, or in what is stored since another definition was installed."""
 
-_UNHELD: Final = re.compile(r"\): \.status(?P<path>(?:\.[\w-]+|\[[^]]*\])+): (?:field not declared|expected )")
+_FIELD: Final = re.compile(r"\): \.status(?P<path>(?:\.[\w-]+|\[[^]]*\])+): (?:field not declared|expected )")
 
 
 class StatusError(ClusterError):
@@ -49,13 +51,25 @@ def again(error: Exception) -> bool | float:
     return error.retry_after_seconds if error.retry_after_seconds <= LONGEST_RETRY_AFTER_SECONDS else False
 
 
-def unheld_field(error: StatusError) -> tuple[str, ...] | None:
-    """Return the status field that the installed definition has otherwise or not at all; the server names one a time.
+@dataclass(frozen=True, slots=True)
+class Mistyped:
+    """A status field that the installed definition has otherwise or not at all; the server names one at a time.
 
-    Keys from the top of the status; the entries of a list share their place. None: the error is another one.
+    `path`: keys from the top of the status, the entries of a list share their place. `is_stored`: what is wrong is the
+    value that the object has, not the one that was sent.
     """
-    found = _UNHELD.search(str(error)) if error.status == 500 else None
-    return None if found is None else tuple(re.sub(r"\[[^]]*\]", "", found["path"]).strip(".").split("."))
+
+    path: tuple[str, ...]
+    is_stored: bool
+
+
+def mistyped(error: StatusError) -> Mistyped | None:
+    """Return which field an apply failed on, None: it failed on something else."""
+    found = _FIELD.search(str(error)) if error.status == 500 else None
+    if found is None:
+        return None
+    path = re.sub(r"\[[^]]*\]", "", found["path"]).strip(".").split(".")
+    return Mistyped(tuple(path), is_stored=_MISTYPED[1] in str(error))
 
 
 def status_error(status: int, text: bytes, retry_after: str | None) -> StatusError:

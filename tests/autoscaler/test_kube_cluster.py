@@ -416,3 +416,28 @@ async def test_a_status_that_the_server_will_never_take_is_said_to_be_so(
         await cluster.write(WriteStatus(WORKLOAD, {"workerCount": 2}))
 
     assert len(kmock["patch"]) == 1
+
+
+async def test_a_stored_field_of_an_older_definitions_type_is_cleared_once_because_nothing_else_can_be_applied(
+    kmock: Any, cluster: KubeCluster
+) -> None:
+    text = "failed to create typed live object (/chat; x/v1, Kind=T): .status.workerCount: expected string, got 1"
+    fine = {"metadata": {"resourceVersion": "9"}}
+    kmock["patch", f"{TFW}/status"] << in_turn(answer({"message": text}, 500), answer(fine), answer(fine))
+
+    await cluster.write(WriteStatus(WORKLOAD, {"workerCount": 2}))
+
+    first, clearing, second = kmock["patch", f"{TFW}/status"]
+    assert clearing.headers["Content-Type"] == "application/merge-patch+json"
+    assert clearing.data == {"metadata": {"resourceVersion": "7"}, "status": {"workerCount": None}}
+    assert second.data["metadata"]["resourceVersion"] == "9"
+    assert second.data["status"] == first.data["status"] == {"workerCount": 2}
+
+
+async def test_a_stored_field_that_stays_wrong_or_is_not_ours_is_a_refusal(kmock: Any, cluster: KubeCluster) -> None:
+    text = "failed to create typed live object (/chat; x/v1, Kind=T): .status.phase: expected string, got 1"
+    kmock["patch", f"{TFW}/status"] << answer({"message": text}, 500)
+
+    with pytest.raises(InvalidError):
+        await cluster.write(WriteStatus(WORKLOAD, {"workerCount": 2}))
+    assert len(kmock["patch"]) == 1
