@@ -131,6 +131,9 @@ class AutoscalingStatus(Status):
     last_change: Annotated[str, Field(max_length=4096)] | None = Field(
         None, description="What was last changed and why, with the numbers of that moment."
     )
+    last_blocked: Text | None = Field(
+        None, description="What last kept a layer from growing, by condition, as an event told it."
+    )
     active_cron_rule: Text | None = Field(None, description="Name of the rule in force.")
     next_cron_transition: Time | None = Field(None, description="When a rule next begins or ends.")
 

@@ -8,13 +8,12 @@ from typing import Final
 
 from autoscaler.errors import Problem
 from autoscaler.model.allowed import is_applied
-from autoscaler.model.config import Mode
 from autoscaler.model.decision import Decision, Field, FieldDecision
 from autoscaler.model.reasons import Cause, Verdict
 from autoscaler.model.steps import Emit
 from autoscaler.model.workload import BrokenWorkload, Workload
-from autoscaler.report.conditions import LAYERS, gravest
-from autoscaler.report.message import is_blocked
+from autoscaler.report.blocked import blocked_now, told_before, wants_more
+from autoscaler.report.conditions import LAYERS
 from autoscaler.report.reported import Reported
 
 
@@ -29,19 +28,6 @@ class EventReason(StrEnum):
     OOM_DETECTED = "OOMDetected"
     ROLLED_BACK = "RolledBack"
 
-
-BLOCKING: Final = frozenset(
-    {
-        Verdict.CAPACITY_LIMITED,
-        Verdict.QUOTA_LIMITED,
-        Verdict.BOUND_LIMITED,
-        Verdict.UNSUPPORTED_ISOLATION,
-        Verdict.DEDICATED_GPU,
-        Verdict.REPLICAS_MANAGED_ELSEWHERE,
-        Verdict.AGENT_UNREACHABLE,
-    }
-)
-"""Verdicts that someone has to resolve before growth can go on; the others pass by themselves."""
 
 WARNINGS: Final = frozenset({EventReason.SCALING_BLOCKED, EventReason.OOM_DETECTED, EventReason.ROLLED_BACK})
 Told = tuple[EventReason, str]
@@ -94,20 +80,13 @@ def _grows(decision: FieldDecision) -> bool:
 
 
 def _blocked(reported: Reported, decision: Decision) -> Iterator[Told]:
-    """Yield what newly keeps a layer from growing: what its condition says already was told when it was new."""
-    known = _reasons_before(reported)
-    blocked: list[FieldDecision] = []
-    for type_, fields in LAYERS.items():
-        worst = gravest(decision[field] for field in fields if decision[field].mode is Mode.ON)
-        if worst is not None and worst.verdict != known.get(type_):
-            blocked += [decision[field] for field in fields if _wants_more(decision[field])]
+    """Yield what newly keeps a layer from growing."""
+    before = told_before(reported.workload.status)
+    now = blocked_now(decision, before)
+    news = [type_ for type_ in LAYERS if type_ in now and now[type_] != before.get(type_)]
+    blocked = [decision[field] for type_ in news for field in LAYERS[type_] if wants_more(decision[field])]
     if blocked:
         yield EventReason.SCALING_BLOCKED, _joined(reported, blocked)
-
-
-def _wants_more(decision: FieldDecision) -> bool:
-    grows = decision.uncapped > decision.allowed or decision.wanted > decision.allowed
-    return decision.mode is Mode.ON and is_blocked(decision) and decision.verdict in BLOCKING and grows
 
 
 def _out_of_memory(reported: Reported, decision: Decision) -> Iterator[Told]:
@@ -115,11 +94,6 @@ def _out_of_memory(reported: Reported, decision: Decision) -> Iterator[Told]:
     hit = [one for one in decision.fields if one.cause is Cause.OOM_SEEN]
     if hit and before.get("reason") != Cause.OOM_SEEN:
         yield EventReason.OOM_DETECTED, _joined(reported, hit)
-
-
-def _reasons_before(reported: Reported) -> dict[str, str]:
-    conditions = reported.workload.status.get("conditions") or ()
-    return {one.get("type", ""): one.get("reason", "") for one in conditions}
 
 
 def _joined(reported: Reported, decisions: Iterable[FieldDecision]) -> str:

@@ -70,8 +70,8 @@ def switched_off(field: Field, *, is_recommending: bool) -> str:
 def _few(held: Held) -> str:
     have, need = held.numbers["samples"], held.numbers["min_samples"]
     return (
-        f"{have:.0f} of {need:.0f} samples, one comes a minute while a worker runs; until then only use at the limit "
-        "and out-of-memory move anything, and only up"
+        f"{have:.0f} of {need:.0f} samples as of lastEvaluationTime, one comes a minute while a worker runs; until "
+        "then only use at the limit and out-of-memory move anything, and only up"
     )
 
 

@@ -18,6 +18,7 @@ from autoscaler.model.quantity import format_duration
 from autoscaler.model.resources import SPECS, Amounts, Resource, Side
 from autoscaler.model.schedule import Turn
 from autoscaler.model.workload import BrokenWorkload, Workload
+from autoscaler.report.blocked import blocked_now, blocked_text, told_before
 from autoscaler.report.compare import COUNTS, OURS, beside_others, changed, has_operator
 from autoscaler.report.conditions import (
     ConditionType,
@@ -242,6 +243,9 @@ def _progress(reported: Reported, nodes: Acknowledgement) -> dict[str, Any]:
         "span": None if decision is None else format_duration(round(decision.span_seconds / 60) * 60),
         "lastEvaluationTime": timestamp(reported.now if decision is None else decision.at),
         "lastScaleTime": timestamp(reported.now) if scaled else before.get("lastScaleTime"),
+        "lastBlocked": None
+        if decision is None
+        else blocked_text(blocked_now(decision, told_before(reported.workload.status))),
         "lastChange": "; ".join(moved)[:MAX_MESSAGE_CHARACTERS] if scaled else before.get("lastChange"),
     }
 

@@ -16,7 +16,7 @@ from autoscaler.contract import keys
 from autoscaler.contract.keys import PREFIX, Effect
 from autoscaler.contract.quota import DeviceInfo, DevicesStatus, DeviceStatus, Observed, WorkerStatus
 from autoscaler.controller import Controller, World
-from autoscaler.errors import HistoryError
+from autoscaler.errors import ClusterError, HistoryError
 from autoscaler.gateways.agents_memory import MemoryAgents
 from autoscaler.kube.client import MERGE_PATCH, KubeClient, StatusError
 from autoscaler.kube.cluster import KubeCluster
@@ -55,6 +55,8 @@ class Here:
     inner: KubeCluster
     namespace: str
     writes: list[ClusterWrite] = field(default_factory=list)
+    fails: str = ""
+    """The kind of write that fails; empty: none does."""
 
     async def read(self) -> ClusterView:
         view = await self.inner.read()
@@ -69,6 +71,8 @@ class Here:
         return replace(view, **mine, **whole)
 
     async def write(self, write: ClusterWrite) -> None:
+        if type(write).__name__ == self.fails:
+            raise ClusterError("the API server answered 500: etcd is not there")
         self.writes.append(write)
         await self.inner.write(write)
 
