@@ -13,7 +13,7 @@ import pytest
 
 from autoscaler.contract.quota import DevicesStatus, QuotaDocument, QuotaStatus
 from autoscaler.controller import World
-from autoscaler.errors import LeadershipLostError
+from autoscaler.errors import ConfigError, LeadershipLostError
 from autoscaler.gateways.agents_memory import MemoryAgents
 from autoscaler.gateways.fence import FencedCluster, FencedEnforcement
 from autoscaler.gateways.folder import FolderCluster
@@ -23,7 +23,7 @@ from autoscaler.model.workload import ClusterView, ObjectRef
 from autoscaler.process import Duty
 from autoscaler.read.memory import MemoryHistory
 from autoscaler.report.metrics import ControllerMetrics
-from autoscaler.settings import Settings
+from autoscaler.settings import Settings, settings_of
 from tests.autoscaler.test_controller import Town
 
 DEADLINE_SECONDS = 60.0
@@ -202,3 +202,17 @@ async def test_who_does_not_lead_writes_nothing_and_tells_no_node(tmp_path: Path
         await cluster.write(event)
         assert isinstance(await agents.push(document), QuotaStatus)
         assert (tmp_path / "events.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"leader_elect": True, "cluster_dir": Path("manifests")}, "a folder has no Leases"),
+        ({"lease_duration_seconds": 10, "lease_renew_deadline_seconds": 10.0}, "lease_duration_seconds >"),
+        ({"lease_retry_seconds": 12.0}, "lease_retry_seconds"),
+        ({"kube_qps": 0.0}, "greater than 0"),
+    ],
+)
+def test_settings_that_could_leave_two_leaders_or_none_are_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        settings_of(given)
