@@ -86,6 +86,9 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
     client_ca: Annotated[
         Path | None, typer.Option(help="Authority whose certificates clients must show (PEM).")
     ] = None,
+    token_review: Annotated[
+        bool | None, typer.Option("--token-review", help="Let the API server judge bearer tokens.")
+    ] = None,
     metrics_listen: Annotated[
         str | None, typer.Option(help="HOST:PORT of /metrics, /healthz and /readyz alone, in plain text.")
     ] = None,
@@ -155,13 +158,13 @@ def record(
 def _run(settings: AgentSettings) -> None:
     from agent.assemble import assemble
     from agent.run import serve
-    from agent.server import AgentApi, tls_context
+    from agent.server import tls_context
 
     structlog.get_logger(__name__).info("starting", **settings.model_dump(mode="json", exclude_none=True))
     tls = tls_context(settings)
     parts = assemble(settings)
     try:
-        asyncio.run(serve(parts.agent, AgentApi(parts.agent, parts.clock, parts.lockstep), settings, tls))
+        asyncio.run(serve(parts, settings, tls))
     finally:
         parts.agent.close()
 

@@ -10,12 +10,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import structlog
 
 from agent.attribute import attribute
+from agent.audit import changes
 from agent.enforce.backend import Applied
 from agent.enforce.live import LastUse
 from agent.enforce.transition import Enforcer
@@ -123,18 +124,24 @@ class Agent:
             self._settle(sample, attribution, directory.workers())
             self._export(now)
 
-    def put(self, document: QuotaDocument, now: float) -> QuotaStatus | Refusal:
-        """Take a document: checked, stored, put into force, answered; a refusal has changed nothing."""
+    def put(self, document: QuotaDocument, now: float, who: str = "") -> QuotaStatus | Refusal:
+        """Take a document: checked, stored, put into force, answered; a refusal has changed nothing.
+
+        `who` asked for it stands in the audit log, beside every figure that it changes.
+        """
         with self._lock:
             self._contact_at = now
             refusal = check_document(document, self.node, self._document, self._capacities())
             if refusal is not None:
                 return refusal
-            if document != self._document:
+            before = self._document
+            if document != before:
                 try:
                     self._parts.store.save(document)
                 except StoreError as error:
                     return refuse(Denial.NOT_STORED, str(error), self._document)
+                for change in changes(before, document):
+                    _log.info("quota_changed", who=who, generation=document.generation, **asdict(change))
             if self._scene is not None:
                 self._settle(self._scene.sample, self._scene.attribution, self._scene.workers)
             return self.state()

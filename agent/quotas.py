@@ -32,6 +32,10 @@ class Denial(StrEnum):
     CONFLICT = "GenerationConflict"
     INVALID = "InvalidQuota"
     NOT_STORED = "NotStored"
+    UNAUTHENTICATED = "Unauthenticated"
+    FORBIDDEN = "Forbidden"
+    NOT_JUDGED = "NotJudged"
+    TOO_MANY = "TooManyRequests"
 
 
 HTTP_STATUS: Final = {
@@ -42,6 +46,10 @@ HTTP_STATUS: Final = {
     Denial.CONFLICT: 409,
     Denial.INVALID: 422,
     Denial.NOT_STORED: 503,
+    Denial.UNAUTHENTICATED: 401,
+    Denial.FORBIDDEN: 403,
+    Denial.NOT_JUDGED: 503,
+    Denial.TOO_MANY: 429,
 }
 
 

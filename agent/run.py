@@ -13,6 +13,9 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from agent.access import TokenAccess
+from agent.assemble import Assembled
+from agent.kubeapi import KubeApi
 from agent.loop import Agent
 from agent.samples import SourceError
 from agent.server import AgentApi, certificate_times, load_certificates
@@ -23,7 +26,7 @@ RENEWAL_SECONDS: Final = 60.0
 """Time between looks at the certificates' files: who issues them renews them days before they expire."""
 
 
-async def serve(agent: Agent, api: AgentApi, settings: AgentSettings, tls: ssl.SSLContext | None) -> None:
+async def serve(parts: Assembled, settings: AgentSettings, tls: ssl.SSLContext | None) -> None:
     """Serve the API, and tick unless time is moved from outside, until SIGTERM or SIGINT.
 
     Raises:
@@ -32,14 +35,15 @@ async def serve(agent: Agent, api: AgentApi, settings: AgentSettings, tls: ssl.S
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    agent = parts.agent
     async with AsyncExitStack() as cleanup:
+        api = AgentApi(agent, parts.clock, parts.lockstep, _access(settings, cleanup))
         port = await _start(cleanup, api.app(), (settings.host, settings.port), tls)
         if settings.metrics_address is not None:
             await _start(cleanup, api.metrics_app(), settings.metrics_address, None)
         if settings.port_file is not None:
             _write_port(settings.port_file, port)
-        access = "mutual TLS" if settings.authenticated else "no authentication, so loopback only"
-        _log.info("serving", host=settings.host, port=port, access=access)
+        _log.info("serving", host=settings.host, port=port, access=_described(settings))
         if tls is not None:
             cleanup.push_async_callback(_ended, asyncio.create_task(renew_certificates(tls, settings, RENEWAL_SECONDS)))
         if settings.lockstep:
@@ -47,6 +51,20 @@ async def serve(agent: Agent, api: AgentApi, settings: AgentSettings, tls: ssl.S
         else:
             await _tick_until(agent, settings.tick_seconds, stop)
     _log.info("stopped", quotas="stay in force")
+
+
+def _access(settings: AgentSettings, cleanup: AsyncExitStack) -> TokenAccess | None:
+    """Return who judges tokens, None where certificates or the loopback do."""
+    if not settings.token_review or settings.api is None:
+        return None
+    api = KubeApi(settings.api)
+    cleanup.push_async_callback(api.close)
+    return TokenAccess(api, settings.node, time.monotonic)
+
+
+def _described(settings: AgentSettings) -> str:
+    ways = [("mutual TLS", settings.client_ca is not None), ("reviewed tokens", settings.token_review)]
+    return " and ".join(name for name, is_on in ways if is_on) or "no authentication, so loopback only"
 
 
 async def renew_certificates(tls: ssl.SSLContext, settings: AgentSettings, period_seconds: float) -> None:

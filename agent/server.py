@@ -6,19 +6,28 @@ import asyncio
 import math
 import ssl
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Final
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from agent.access import TokenAccess
 from agent.lockstep import Lockstep
 from agent.loop import Agent
+from agent.pace import Pace
 from agent.quotas import HTTP_STATUS, Denial
 from agent.settings import AgentSettings
 from autoscaler.contract.quota import DEVICES_PATH, MAX_BODY_BYTES, QUOTAS_PATH, QuotaDocument, Refusal
 
 ADVANCE_PATH: Final = "/simulate/advance"
+PUTS_PER_SECOND: Final = 5.0
+PUTS_AT_ONCE: Final = 20
+"""A controller sends a few documents a minute; each one costs a check, a write and its limits."""
+_DENIALS: Final = {401: Denial.UNAUTHENTICATED, 403: Denial.FORBIDDEN, 503: Denial.NOT_JUDGED}
+_WHO: Final[ContextVar[str]] = ContextVar("who", default="")
+"""Who asked for what this task does."""
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -30,14 +39,22 @@ class _Advance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AgentApi:
     """The handlers; `clock` gives seconds since the epoch, `lockstep` is None where time runs by itself."""
 
-    def __init__(self, agent: Agent, clock: Callable[[], float], lockstep: Lockstep | None = None) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        clock: Callable[[], float],
+        lockstep: Lockstep | None = None,
+        access: TokenAccess | None = None,
+    ) -> None:
         self._agent = agent
         self._clock = clock
         self._lockstep = lockstep
+        self._access = access
+        self._pace = Pace(PUTS_PER_SECOND, PUTS_AT_ONCE)
 
     def app(self) -> web.Application:
         """Return the application with its routes."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_too_large])
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_too_large, self._let_in])
         app.router.add_put(QUOTAS_PATH, self.put_quotas)
         app.router.add_get(QUOTAS_PATH, self.get_quotas)
         app.router.add_get(DEVICES_PATH, self.get_devices)
@@ -59,6 +76,12 @@ class AgentApi:
 
     async def put_quotas(self, request: web.Request) -> web.Response:
         """Take a document, and answer with the state of every worker once the quotas are in force."""
+        # Where time is moved from outside, so is the pace.
+        wait = 0.0 if self._lockstep is not None else self._pace.wait_seconds(asyncio.get_running_loop().time())
+        if wait > 0:
+            answer = self._refused(Denial.TOO_MANY, f"over {PUTS_PER_SECOND:g} documents a second")
+            answer.headers["Retry-After"] = f"{math.ceil(wait)}"
+            return answer
         try:
             document = msgspec.json.decode(await request.read(), type=QuotaDocument)
         except msgspec.ValidationError as error:
@@ -66,10 +89,11 @@ class AgentApi:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return self._refused(Denial.MALFORMED, f"not JSON: {error}")
         # The shield lets a document that was begun be finished when its sender hangs up.
-        answer = await asyncio.shield(asyncio.to_thread(self._agent.put, document, self._clock()))
-        if isinstance(answer, Refusal):
-            return _json(answer, HTTP_STATUS[Denial(answer.error)])
-        return _json(answer)
+        who = _WHO.get()
+        taken = await asyncio.shield(asyncio.to_thread(self._agent.put, document, self._clock(), who))
+        if isinstance(taken, Refusal):
+            return _json(taken, HTTP_STATUS[Denial(taken.error)])
+        return _json(taken)
 
     async def get_quotas(self, _request: web.Request) -> web.Response:
         """Return desired and observed."""
@@ -106,6 +130,23 @@ class AgentApi:
         if not math.isfinite(wanted.to):
             return self._refused(Denial.MALFORMED, f"to is {wanted.to}, must be a time in seconds")
         return _json(await asyncio.to_thread(self._lockstep.advance, wanted.to))
+
+    @web.middleware
+    async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Ask who is asking before anything of the body is read; metrics and health are for everybody who gets here."""
+        if request.path in {QUOTAS_PATH, DEVICES_PATH}:
+            if self._access is not None:
+                verb = "update" if request.method == "PUT" else "get"
+                judged = await self._access.judge(request.headers.get("Authorization", ""), verb)
+                if judged.status != 200:
+                    answer = self._refused(_DENIALS[judged.status], judged.reason)
+                    if judged.status == 401:
+                        answer.headers["WWW-Authenticate"] = "Bearer"
+                    return answer
+                _WHO.set(judged.user)
+            else:
+                _WHO.set(_peer(request))
+        return await handler(request)
 
     def _refused(self, denial: Denial, message: str) -> web.Response:
         state = self._agent.state()
@@ -146,6 +187,16 @@ def certificate_times(settings: AgentSettings) -> tuple[int, ...]:
     """
     files = (settings.tls_cert, settings.tls_key, settings.client_ca)
     return tuple(path.stat().st_mtime_ns for path in files if path is not None)
+
+
+def _peer(request: web.Request) -> str:
+    """Return who a connection is from: the common name of its certificate, else its address."""
+    certificate = request.get_extra_info("peercert")
+    for part in (certificate or {}).get("subject", ()):
+        for name, value in part:
+            if name == "commonName":
+                return str(value)
+    return request.remote or ""
 
 
 @web.middleware

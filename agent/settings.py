@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
+from agent.kubeapi import ACCOUNT, ApiAddress, in_cluster
 
 LOOPBACK_NAMES: Final = ("localhost", "ip6-localhost")
 
@@ -69,6 +70,14 @@ class AgentSettings(BaseSettings):
     """Private key of the certificate (PEM)."""
     client_ca: Path | None = None
     """Authority (PEM) whose certificates clients must show: the authentication of the API."""
+    token_review: bool = False
+    """With TLS: bearer tokens are judged by the API server (TokenReview and SubjectAccessReview)."""
+    api_url: str = ""
+    """The API server that judges tokens and knows pods; empty: the one that the kubelet tells every pod."""
+    api_token_file: Path = ACCOUNT / "token"
+    """What is shown to it; read anew for each request."""
+    api_ca_file: Path | None = ACCOUNT / "ca.crt"
+    """Authority (PEM) of its certificate."""
     metrics_listen: str = ""
     """HOST:PORT of /metrics, /healthz and /readyz alone, in plain text: kubelet and most Prometheus servers have no
     client certificate. Nothing can be changed there. Empty: they are served with the API only."""
@@ -92,7 +101,14 @@ class AgentSettings(BaseSettings):
     @property
     def authenticated(self) -> bool:
         """Return whether clients must prove who they are."""
-        return None not in (self.tls_cert, self.tls_key, self.client_ca)
+        with_tls = self.tls_cert is not None and self.tls_key is not None
+        return with_tls and (self.client_ca is not None or self.token_review)
+
+    @property
+    def api(self) -> ApiAddress | None:
+        """Return the API server, None where none is known."""
+        url = self.api_url or in_cluster()
+        return ApiAddress(url.rstrip("/"), self.api_token_file, self.api_ca_file) if url else None
 
     @field_validator("compute_backends", "vram_backends", mode="before")
     @classmethod
@@ -119,10 +135,14 @@ class AgentSettings(BaseSettings):
             raise ValueError("tls_cert and tls_key belong together: give both or none")
         if self.client_ca is not None and self.tls_cert is None:
             raise ValueError("client_ca asks clients for certificates, which needs tls_cert and tls_key")
+        if self.token_review and self.tls_cert is None:
+            raise ValueError("token_review needs tls_cert and tls_key: a token in plain text is everybody's")
+        if self.token_review and self.api is None:
+            raise ValueError("token_review needs an API server to ask: give api_url outside of a cluster")
         if not self.authenticated and not _is_loopback(self.host):
             raise ValueError(
                 f"listen is {self.listen!r}: without authentication only a loopback address may be bound;"
-                " set tls_cert, tls_key and client_ca"
+                " set tls_cert, tls_key and client_ca or token_review"
             )
         if not self.node and self.simulate is None:
             raise ValueError("node is not given: the name that Kubernetes has for this node")
