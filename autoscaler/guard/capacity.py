@@ -33,12 +33,12 @@ def capacity(case: Case) -> Case:
     themselves count, too, and from then on no guard may hold them. No more ask than may move in one pass.
     """
     edges: Edges | None = None
+    placement = case.fleet.placement
+    if not placement.device.size:
+        return case
     for resource, taking in TAKING.items():
         if not case.up[:, taking].any():
             continue
-        placement = case.fleet.placement
-        if not placement.device.size:
-            return case
         edges = edges or Edges(placement.workload, placement.device, placement.capacity.shape[1])
         case = _shared(case, edges, resource)
     return case

@@ -68,8 +68,11 @@ EVALUATION_SLACK: Final = 0.9
 """A pass that comes a little early still counts as a layer's period."""
 
 
-def guard(fleet: Fleet, wanted: Wanted, memory: Memory, limits: Limits) -> Allowed:
-    """Return what may be applied now; figures whose layer is not on, or not due for evaluation, stay in force."""
+def guard(fleet: Fleet, wanted: Wanted, memory: Memory, limits: Limits, *, told: bool = True) -> Allowed:
+    """Return what may be applied now; figures whose layer is not on, or not due for evaluation, stay in force.
+
+    Where nobody is `told`, as in a replay, what is recommended beside it is not worked out, and no trace is kept.
+    """
     remember_use(fleet, memory)
     figure = np.where(np.isnan(wanted.figure), fleet.current, wanted.figure)
     on = fleet.knobs.mode == ON
@@ -80,6 +83,10 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Memory, limits: Limits) -> Allow
     verdict = np.where(idle, VERDICT_CODE[Verdict.RECOMMEND_ONLY], VERDICT_CODE[Verdict.PASSED]).astype(np.int8)
     applied = np.where(on & due, figure, fleet.current)
     case = Case(fleet, wanted, memory, limits, on & due, applied, verdict, ~(on & due))
+    if not told:
+        for guard_it in GUARDS:
+            case = guard_it(case)
+        return _remembered(case, case.figure, due)
     case, way = _through(case, GUARDS)
     target, shown, advised = _recommended(case, figure, on)
     known = {name: memory[name].copy() for name in TOLD}

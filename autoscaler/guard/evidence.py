@@ -33,7 +33,10 @@ def _is_few(case: Case) -> Bools:
 
 def enough(case: Case) -> Case:
     """Until the initial delay has passed and enough bins are known, only shortage moves a figure, and only up."""
-    few, early = _is_few(case), is_early(case)
+    early = is_early(case)
+    if not early.any():
+        return case
+    few = _is_few(case)
     shortage = case.caused_by(Cause.SATURATED, Cause.OOM_SEEN) & case.up
     held = case.hold(few[:, None] & ~shortage, Verdict.LOW_CONFIDENCE)
     return held.hold((early & ~few)[:, None] & ~shortage, Verdict.INITIAL_DELAY)
@@ -46,12 +49,15 @@ def fresh(case: Case) -> Case:
 
 def valid(case: Case) -> Case:
     """While the newest configuration is wrong the last good one explains, but moves nothing new downward."""
-    return case.hold(case.fleet.flags.invalid[:, None] & case.down, Verdict.CONFIG_INVALID)
+    invalid = case.fleet.flags.invalid
+    return case.hold(invalid[:, None] & case.down, Verdict.CONFIG_INVALID) if invalid.any() else case
 
 
 def unpaused(case: Case) -> Case:
     """The owner's pause holds growth, shrinking or both."""
     flags = case.fleet.flags
+    if not (flags.paused_up | flags.paused_down).any():
+        return case
     case = case.hold((flags.paused_up & flags.paused_down)[:, None], Verdict.PAUSED, freeze=True)
     case = case.hold(flags.paused_up[:, None] & case.up, Verdict.PAUSED, freeze=True)
     return case.hold(flags.paused_down[:, None] & case.down, Verdict.PAUSED, freeze=True)
@@ -59,6 +65,8 @@ def unpaused(case: Case) -> Case:
 
 def supported(case: Case) -> Case:
     """A whole GPU, or one whose isolation can't change at run time, has no quota to move."""
-    amounts = ~REPLICAS[None, :]
-    case = case.hold(case.fleet.flags.dedicated[:, None] & amounts, Verdict.DEDICATED_GPU, freeze=True)
-    return case.hold(case.fleet.flags.unsupported[:, None] & amounts, Verdict.UNSUPPORTED_ISOLATION, freeze=True)
+    amounts, flags = ~REPLICAS[None, :], case.fleet.flags
+    if not (flags.dedicated | flags.unsupported).any():
+        return case
+    case = case.hold(flags.dedicated[:, None] & amounts, Verdict.DEDICATED_GPU, freeze=True)
+    return case.hold(flags.unsupported[:, None] & amounts, Verdict.UNSUPPORTED_ISOLATION, freeze=True)

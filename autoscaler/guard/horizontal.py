@@ -52,6 +52,9 @@ def highest_of_window(case: Case) -> Floats:
 def one_answer(case: Case) -> Case:
     """A shortage or surplus is answered by limits or by replicas, never by both; see the module."""
     steered = _steered(case)
+    if not steered.any():
+        _above_base(case)  # for the day when replicas are steered
+        return case
     grows = np.zeros(len(case.fleet), dtype=np.bool_)
     for resource, (_, limit) in enumerate(PAIRS):
         grows |= steered[:, resource] & case.up[:, limit]

@@ -19,9 +19,10 @@ def of_layers(guard_it: Guard) -> Guard:
 
     @wraps(guard_it)
     def guard_layers(case: Case) -> Case:
-        after, ordered = guard_it(case), case.fleet.ordered
-        if not ordered.any():
+        after = guard_it(case)
+        if not case.fleet.orders.is_any:
             return after
+        ordered = case.fleet.ordered
         return replace(
             after,
             figure=np.where(ordered, case.figure, after.figure),

@@ -31,8 +31,9 @@ def stabilization(case: Case) -> Case:
 
     An idle workload's memory has waited for its level's cool-down already. Replicas: the highest count of the window.
     """
-    highest = np.fmin(highest_of_window(case), case.fleet.current[:, Field.REPLICAS])[:, None]
-    case = case.move(np.where(REPLICAS & case.down, highest, case.figure), Verdict.STABILIZING)
+    if case.due[:, Field.REPLICAS].any():
+        highest = np.fmin(highest_of_window(case), case.fleet.current[:, Field.REPLICAS])[:, None]
+        case = case.move(np.where(REPLICAS & case.down, highest, case.figure), Verdict.STABILIZING)
     since, most, now = case.memory["shrink_since"], case.memory["shrink_most"], case.fleet.now
     down = case.down & ~case.frozen & ~REPLICAS
     started = down & np.isnan(since)
@@ -48,6 +49,8 @@ def stabilization(case: Case) -> Case:
 def step(case: Case) -> Case:
     """Replicas move at most one step at a time, a count or a percentage of the current count; cool-downs space them."""
     current = case.fleet.current[:, Field.REPLICAS]
+    if not (case.figure[:, Field.REPLICAS] != current).any():
+        return case
     steps = case.fleet.knobs.largest_step(current)
     figure = case.figure.copy()
     figure[:, Field.REPLICAS] = np.clip(figure[:, Field.REPLICAS], current - steps[:, 1], current + steps[:, 0])
@@ -65,9 +68,9 @@ def cool_down(case: Case) -> Case:
     raised, lowered = case.memory["raised_at"], case.memory["lowered_at"]
     moved = np.maximum(raised, lowered)
     surge: Bools = case.wanted.urgent & (case.wanted.figure >= defaults.SURGE_RATIO * case.fleet.current)
-    hot_up = (now - np.where(REPLICAS, moved, lowered) < knobs.up_cool_down) & ~np.where(
-        REPLICAS, surge, _is_pressed(case)
-    )
+    hot_up: Bools = now - np.where(REPLICAS, moved, lowered) < knobs.up_cool_down
+    if hot_up.any():
+        hot_up &= ~np.where(REPLICAS, surge, _is_pressed(case))
     surged = case.memory["surged_at"]
     surged[surge[:, Field.REPLICAS]] = now
     calmed = np.where(REPLICAS, np.maximum(moved, surged[:, None]), moved)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -48,6 +49,11 @@ class Orders:
     scalers: tuple[ScalerState | None, ...]
 
     @property
+    def is_any(self) -> bool:
+        """Tell whether anything is ordered of anybody."""
+        return _is_any(self)
+
+    @property
     def given(self) -> Bools:
         """Return which figures are ordered, (W, 5)."""
         return np.asarray(self.cause != NO_CAUSE, dtype=np.bool_)
@@ -71,6 +77,12 @@ class Orders:
             return f"the layer is off and {AUTOSCALING_REVERT} is 'true', back to the owner's figure"
         following = f"; a rule is next due at {_clock(turn.next_at)}" if turn is not None else ""
         return f"no rule by the clock is in force any more, back to the owner's figure{following}"
+
+
+@lru_cache(maxsize=4)
+def _is_any(orders: Orders) -> bool:
+    """Look once at orders that a pass asks about a dozen times."""
+    return bool(orders.given.any())
 
 
 def to_orders(snapshot: Snapshot, laid: Laid, previous: Orders | None = None) -> Orders:

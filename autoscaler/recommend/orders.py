@@ -16,9 +16,9 @@ def lay_over(fleet: Fleet, wanted: Wanted) -> Wanted:
 
     What is not ordered stays with its layer.
     """
-    ordered, figure = fleet.ordered, fleet.orders.figure
-    if not ordered.any():
+    if not fleet.orders.is_any:
         return wanted
+    ordered, figure = fleet.ordered, fleet.orders.figure
     inputs = dict(wanted.inputs)
     for field in Field:
         here = ordered[:, field]

@@ -106,7 +106,7 @@ class Policy:
         wanted = recommend(fleet, self.learnt, horizontal=False)
         if at_rest(fleet, wanted, self.guarded):
             return
-        allowed = guard(fleet, wanted, self.guarded, self.limits)
+        allowed = guard(fleet, wanted, self.guarded, self.limits, told=False)
         note(self.guarded, fleet, allowed.figure)
         request, limit, vram_request, vram_limit, _ = allowed.figure[0].tolist()
         self.figures = (request, limit, vram_request, vram_limit)
