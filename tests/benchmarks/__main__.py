@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import Any
 
-from tests.benchmarks import bench_agent, bench_cluster, bench_engine, bench_forecast, bench_reading
+from tests.benchmarks import bench_agent, bench_cluster, bench_engine, bench_forecast, bench_reading, bench_writes
 from tests.benchmarks.bench_engine import alone, table
 
 
@@ -34,6 +34,8 @@ def main() -> None:
         show(name.replace("_", " ").capitalize(), rows)
     print("cluster", file=sys.stderr)
     show("Cluster", bench_cluster.run(quick=quick))
+    if writes := bench_writes.run(quick=quick):
+        show("Writing", writes)
     print("reading", file=sys.stderr)
     show("Reading one bin", [bench_reading.bench_pass(workloads) for workloads in sizes])
     show("Bootstrap", [bench_reading.bench_bootstrap(*((100, 1.0) if quick else (1_000, 7.0)))])
