@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ pytestmark = [
 PATIENCE = Patience(first_retry_seconds=0.1, longest_retry_seconds=1.0, seed="test")
 MERGE = "application/merge-patch+json"
 MANY = 1_100
+LABELS = ({keys.ENABLED: "true"}, {keys.WORKLOAD: "chat"}, {keys.ENABLED: "true", keys.WORKLOAD: "chat"}, {"app": "x"})
 AT_ONCE = 16
 
 
@@ -201,6 +203,39 @@ async def test_connections_that_are_cut_lose_nothing_and_take_nothing_away(
                 await create(kube, pod(namespace, f"b-{round_}"))
                 view = await read_until(store, lambda view, name=f"b-{round_}": name in of(namespace, view.pods))
                 assert of(namespace, view.pods)["a"] is kept
+        finally:
+            await store.close()
+            await through.close()
+
+
+async def test_after_any_mix_of_changes_and_cuts_the_store_has_what_a_list_says(
+    cluster: ApiServer, kube: KubeClient, namespace: str, tmp_path: Path
+) -> None:
+    draw = random.Random(7)
+    path = BY_KIND["Pod"].path
+    async with CuttingProxy(cluster).serve() as proxy:
+        through = await KubeClient.connect(proxy.kubeconfig(cluster, tmp_path))
+        store = Store(through, PATIENCE)
+        try:
+            await store.read()
+            there: set[str] = set()
+            for step in range(80):
+                name = f"p-{draw.randrange(12)}"
+                if step % 10 == 9:
+                    proxy.cut()
+                if name not in there:
+                    await create(kube, pod(namespace, name, **draw.choice(LABELS)))
+                    there.add(name)
+                elif draw.random() < 0.4:
+                    await kube.request("DELETE", path(namespace, name))
+                    there.discard(name)
+                else:
+                    labels = {keys.ENABLED: None, keys.WORKLOAD: None, **draw.choice(LABELS)}
+                    body = {"metadata": {"labels": labels, "annotations": {keys.REPLICAS: str(step)}}}
+                    await kube.request("PATCH", path(namespace, name), body=body, content_type=MERGE)
+            listed = of(namespace, (await Store(kube).read()).pods)
+            assert listed
+            await read_until(store, lambda view: of(namespace, view.pods) == listed)
         finally:
             await store.close()
             await through.close()
