@@ -189,14 +189,21 @@ def _note(workload: Workload, decision: Decision) -> Iterator[Annotate]:
         yield Annotate(workload.ref, {keys.AUTOSCALING_ORIGINAL: None})
 
 
-def _scales(workload: Workload, decision: Decision) -> tuple[Scale, ...]:
+def _scales(workload: Workload, decision: Decision) -> tuple[Scale | Annotate, ...]:
+    """Return what sets the count, and last a note of it: a count that differs later was moved by somebody else."""
     figure = decision[Field.REPLICAS]
     if not (is_applied(figure) and figure.changed):
         return ()
     # Several owners share the workers: none of them can be given the sum.
     refs = [] if workload.scale_target is None else [workload.scale_target]
     refs += [workload.ref] if workload.exists else []
-    return tuple(Scale(ref, round(figure.allowed)) for ref in refs)
+    scales = tuple(Scale(ref, round(figure.allowed)) for ref in refs)
+    return (*scales, Annotate(workload.ref, _count_note(round(figure.allowed)))) if workload.exists else scales
+
+
+def _count_note(replicas: int) -> dict[str, str | None]:
+    """Return the annotation by which an object remembers the count that was set here."""
+    return {keys.AUTOSCALING_APPLIED: json.dumps({"replicas": str(replicas)}, separators=(",", ":"))}
 
 
 def _devices_seen(uid: str, container: str, status: QuotaStatus | None) -> tuple[str, ...]:

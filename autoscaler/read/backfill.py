@@ -1,8 +1,9 @@
 """The older history of workloads that appeared after the fleet's was read: each one's own, once, a few parts a pass.
 
 Prometheus may have days of a workload that is new here: a layer was switched on later, its row of the checkpoint is
-lost. One that took the name of another one begins clean: what Prometheus has is the other's. History is read backwards, so that one that is really new costs two empty parts; and
-after the live read, which it never delays. What failed is tried again, at most three times.
+lost. Its history is read backwards, so that one that is really new costs two empty parts; and after the live read,
+which it never delays. What failed is tried again, at most three times. One that took the name of another one begins
+clean: what Prometheus has under it is the other's.
 """
 
 from __future__ import annotations

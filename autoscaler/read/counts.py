@@ -17,6 +17,7 @@ from autoscaler.model.workload import EMPTY, ObjectRef, Workload
 from autoscaler.read.configure import is_generated
 from autoscaler.read.membership import Group, Sharer
 from autoscaler.read.owners import is_scalable
+from autoscaler.read.standing import noted_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ def count_of(group: Group, config: Configuration, known: Workload | None, worker
         replicas = _otherwise(own, group, config, workers) if theirs is None else theirs
         return Count(replicas, owner.ref, counts=counts)
     before = known.counts if known is not None else (None, None)
+    if (noted := noted_count(group.workload)) is not None:
+        before = noted, noted
     apart = config.replicas is not None and config.replicas != theirs
     if apart and (group.remote or before in {counts, (None, None)}):
         rules = group.remote or (group.workload is not None and not is_generated(group.workload))

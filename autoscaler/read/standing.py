@@ -18,8 +18,10 @@ from typing import Any, Final
 from autoscaler.contract import keys
 from autoscaler.model.config import Configuration, Mode
 from autoscaler.model.decision import AMOUNT_FIELDS, Field
+from autoscaler.model.orders import figures_of
 from autoscaler.model.quantity import parse_amount
 from autoscaler.model.resources import SPECS, Amount, Amounts, Resource, Side
+from autoscaler.model.schedule import does_something
 from autoscaler.model.takeover import Found, TakenOver, holds
 from autoscaler.model.workload import EMPTY, Manifest, Worker
 
@@ -60,12 +62,26 @@ def written(worker: Worker) -> Mapping[str, str]:
     return _noted(worker.annotations.get(keys.AUTOSCALING_APPLIED, ""))
 
 
+def noted_count(workload: Manifest | None) -> int | None:
+    """Return the replicas that were last set here, as its object remembers them; None: none were."""
+    annotations = ((workload or EMPTY).get("metadata") or EMPTY).get("annotations") or EMPTY
+    text = _noted(annotations.get(keys.AUTOSCALING_APPLIED, "")).get(NAME_OF[Field.REPLICAS], "")
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
 def is_on(config: Configuration, field: Field) -> bool:
     """Tell whether the layer of a figure is applied."""
     if field is Field.REPLICAS:
         return config.replicas_policy.mode is Mode.ON
     policy = config.requests if field.side is Side.REQUEST else config.limits
     return policy.mode is Mode.ON and field.resource in policy.targets
+
+
+def is_moved(config: Configuration, field: Field) -> bool:
+    """Tell whether this controller moves a figure at all: by its layer, a rule by the clock, or an external scaler."""
+    if is_on(config, field) or (config.external is not None and config.external.enable):
+        return True
+    return any(field in dict(figures_of(rule)) for rule in config.cron_rules if does_something(rule))
 
 
 def in_force(workers: Sequence[Worker], config: Configuration, original: Amounts, status: Manifest) -> Amounts:
@@ -183,7 +199,7 @@ def _foreign(worker: Worker, before: Worker | None, config: Configuration) -> It
     noted = written(worker)
     for field, key in KEY_OF.items():
         assert field.resource is not None
-        if not is_on(config, field):
+        if not is_moved(config, field):
             continue  # not ours: whoever sets it, it is in force as it is
         value = _parsed(field.resource, worker.annotations.get(key))
         if value is None:

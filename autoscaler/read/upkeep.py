@@ -22,7 +22,7 @@ from autoscaler.read.standing import (
     KEY_OF,
     NAME_OF,
     figure_of,
-    is_on,
+    is_moved,
     own_figures,
     render_noted,
     render_record,
@@ -72,7 +72,7 @@ def refused_text(own: Own, error: str) -> str:
 
 def _is_told(workload: Workload, found: Found) -> bool:
     """Tell whether a change is the user's word against a layer of ours; a count that nobody moves here is none."""
-    return is_on(workload.config, found.field) and not (
+    return is_moved(workload.config, found.field) and not (
         found.field is Field.REPLICAS and (workload.managed_elsewhere or workload.unscalable)
     )
 
@@ -126,15 +126,17 @@ def _texts(amounts: Amounts) -> dict[str, str]:
     return texts
 
 
-def _mirrored(workload: Workload) -> Iterator[Scale]:
+def _mirrored(workload: Workload) -> Iterator[Scale | Annotate]:
     """Bring the count that was not moved to the one that was; of a user's own object only where replicas are scaled."""
     count = next((one for one in workload.found if one.field is Field.REPLICAS), None)
-    if count is None or (workload.references is None and not is_on(workload.config, Field.REPLICAS)):
+    if count is None or (workload.references is None and not is_moved(workload.config, Field.REPLICAS)):
         return
     own, _ = workload.counts
     target = workload.scale_target if own == count.value else workload.ref
     if target is not None:
         yield Scale(target, round(count.value))
+        applied = render_noted({NAME_OF[Field.REPLICAS]: str(round(count.value))})
+        yield Annotate(workload.ref, {keys.AUTOSCALING_APPLIED: applied})
 
 
 def _events(workload: Workload, told: list[Found]) -> Iterator[Emit]:

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 APPS = "/apis/apps/v1"
 HOUR = 3600.0
-LAYERS = {"auto_limits": "true", "auto_requests": "true"}
+LAYERS: dict[str, Any] = {"auto_limits": "true", "auto_requests": "true"}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def order(town: Town, replicas: int, **spec: Any) -> str:
     return "rush"
 
 
-def template(name: str, **more: str) -> Json:
+def template(name: str, **more: Any) -> Json:
     chosen = AMOUNTS | {key.replace("_", "-"): value for key, value in more.items()}
     return {
         "metadata": {
@@ -276,6 +276,24 @@ async def test_a_count_set_by_hand_is_followed_told_once_and_not_fought(town: To
     (note,) = await notes(town, "FigureAdopted", "TensorFusionWorkload")
     assert note.startswith("replicas 1 → 3: somebody else set it on Deployment llm")
     assert len(await notes(town, "FigureAdopted", "Deployment")) == 1
+
+
+async def test_a_tool_that_puts_the_count_back_is_left_alone_longer_each_time(town: Town) -> None:
+    await town.deploy(workload_profile=await order(town, 3))
+    await town.run_pass()
+    rested = []
+    for _ in range(2):
+        await scale(town, "deployments", "llm", 1)
+        for minutes in range(30):
+            town.clock.at += 60
+            await town.run_pass()
+            if await count(town, "deployments", "llm") != 1:
+                rested.append(minutes)
+                break
+
+    assert rested == [5, 10]
+    (event,) = [one for one in await town.events("Deployment", "llm") if one["reason"] == "FigureAdopted"]
+    assert event["series"]["count"] == 2
 
 
 async def test_a_count_set_by_hand_on_the_workload_reaches_the_owner(town: Town) -> None:
