@@ -131,7 +131,7 @@ class WatchedLookup:
         below = pod
         for _ in range(_MAX_DEPTH):
             reference = controller_of(below)
-            if reference is None or reference.get("kind") not in READ_KINDS:
+            if reference is None or not _is_read(reference):
                 break
             found = await self._owner(pod["metadata"]["namespace"], reference)
             if found is None:
@@ -173,6 +173,12 @@ class WatchedLookup:
                 log.exception("watch_broke", kind=follower.resource.kind, then="it is listed again")
                 follower.version = ""
                 await asyncio.sleep(RESTART_SECONDS)
+
+
+def _is_read(reference: Mapping[str, object]) -> bool:
+    """Tell whether an owner is of a kind that is watched; a namesake of another group is not."""
+    kind = str(reference.get("kind"))
+    return kind in READ_KINDS and reference.get("apiVersion") == BY_KIND[kind].api_version
 
 
 def _key_of(kind: str) -> Callable[[Manifest], _Key]:

@@ -8,7 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from autoscaler.admission.pods import Place, Surroundings
+from autoscaler.admission.birth import birth_annotations
+from autoscaler.admission.pods import Place, Surroundings, pod_of
+from autoscaler.admission.review import Answer, Review, parse_review, render_answer
 from autoscaler.contract import keys
 from autoscaler.model.decision import Field
 from autoscaler.model.usage import WorkloadKey
@@ -21,6 +23,7 @@ OWN = {keys.TFLOPS_REQUEST: "10", keys.TFLOPS_LIMIT: "20", keys.VRAM_REQUEST: "4
 ON = {keys.AUTO_REQUESTS: "true", keys.AUTO_LIMITS: "true"}
 KEY = WorkloadKey("prod", "chat")
 PLACE = Place(KEY, "Deployment prod/chat")
+FIGURES = ("tflops-request", "tflops-limit", "vram-request", "vram-limit")
 
 
 def pod(annotations: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -135,3 +138,27 @@ def patched(manifest: Any, response: Mapping[str, Any]) -> Any:
         assert isinstance(target, dict)
         target[last] = step["value"]
     return made
+
+
+def review(manifest: Any, operation: str = "CREATE", old: Any = None) -> Review:
+    return parse_review(json.dumps(question(manifest, operation, old)).encode())
+
+
+def born(manifest: Any, surroundings: Surroundings | None = None, now: float = NOW) -> dict[str, str]:
+    read = pod_of(review(manifest))
+    assert read is not None
+    return birth_annotations(read, surroundings or around(), now)
+
+
+def figures(annotations: dict[str, str]) -> tuple[str | None, ...]:
+    return tuple(annotations.get(keys.PREFIX + name) for name in FIGURES)
+
+
+def answered(manifest: Any, annotations: dict[str, str]) -> Any:
+    asked = review(manifest)
+    return patched(manifest, json.loads(render_answer(asked, Answer(annotations=annotations)))["response"])
+
+
+def profile(spec: Any, **more: Any) -> dict[str, Any]:
+    metadata = {"name": "small", "namespace": "prod", "generation": 1}
+    return {"apiVersion": "tensor-fusion.ai/v1", "kind": "WorkloadProfile", "metadata": metadata, "spec": spec, **more}

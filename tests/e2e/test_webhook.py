@@ -304,6 +304,21 @@ def test_worker_pods_and_dry_runs_are_sized_too(cluster: ApiServer, guarded: str
     assert figures(client["metadata"]["annotations"]) == list(OWN.values())
 
 
+def test_asked_twice_about_one_pod_it_gives_the_same_figures_and_keeps_the_first_original(
+    cluster: ApiServer, namespace: str, webhook: Webhook
+) -> None:
+    moved_workload(cluster, namespace, "chat")
+    found = configurations(f"webhook-{namespace}", namespace, webhook.url, webhook.bundle)
+    pods = found[0]["webhooks"][0]
+    found[0]["webhooks"] = [pods, {**pods, "name": "again.tensor-fusion.ai"}]
+    with installed(cluster, found):
+        waited_for(cluster, namespace)
+        made = json.loads(done(create(cluster, namespace, pod("twice", OWN | ON | {keys.WORKLOAD: "chat"}))))
+    annotations = made["metadata"]["annotations"]
+    assert figures(annotations) == ["12", "24", "3Gi", "5Gi"]
+    assert json.loads(annotations[keys.AUTOSCALING_ORIGINAL])["tflops-limit"] == "20"
+
+
 def test_a_bad_annotation_is_refused_and_a_typo_is_warned_about(cluster: ApiServer, guarded: str) -> None:
     refused = create(cluster, guarded, pod("bad", OWN | {keys.QOS: "urgent"}))
     assert refused.returncode != 0
