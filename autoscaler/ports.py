@@ -68,6 +68,7 @@ class Cluster(Protocol):
 
         Raises:
             ConflictError: the object was changed or replaced meanwhile.
+            InvalidError: the cluster can't hold what was written; the same again would be refused again.
             ClusterError: it could not be written.
 
         """

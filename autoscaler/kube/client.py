@@ -149,7 +149,8 @@ class KubeClient:
                 if response.status >= 400:
                     if response.status == 401:  # whoever asks again shows the new ones
                         await self._renewed(shown)
-                    raise status_error(response.status, await response.read(), response.headers.get("Retry-After"))
+                    text = await response.read()
+                    raise self._refused(response.status, text, response.headers.get("Retry-After"))
                 yield _lines(response.response.content)
             finally:
                 response.response.close()
@@ -180,11 +181,15 @@ class KubeClient:
             status, text, retry_after = await self._attempt(method, path, query, content)
         if status < 400:
             return text
+        raise self._refused(status, text, retry_after)
+
+    def _refused(self, status: int, text: bytes, retry_after: str | None) -> StatusError:
+        """Return the error of an answer; when it is that the server is busy, everybody waits."""
         error = status_error(status, text, retry_after)
         if status == 429 or (status in _BUSY and error.retry_after_seconds is not None):
             pause = _BUSY_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
             self._pace.pause(min(pause, LONGEST_RETRY_AFTER_SECONDS))
-        raise error
+        return error
 
     async def _attempt(
         self, method: str, path: str, query: Mapping[str, str], content: tuple[Mapping[str, Any] | None, str]

@@ -310,6 +310,39 @@ async def test_many_requests_with_an_expired_token_read_it_once(kmock: Any, tmp_
     assert asked.read_text().splitlines() == ["asked"] * 2
 
 
+async def test_a_watch_with_an_expired_token_fails_once_and_shows_the_new_one_when_it_is_opened_again(
+    kmock: Any, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("old")
+    judge(kmock, {"new"})
+    kube = await KubeClient.connect(kubeconfig(tmp_path, str(kmock.url).rstrip("/"), {"tokenFile": str(token)}))
+    token.write_text("new")
+
+    with pytest.raises(StatusError, match="401"):
+        async with kube.stream(THING, {"watch": "true"}, 5.0):
+            pass
+    async with kube.stream(THING, {"watch": "true"}, 5.0):
+        pass
+    await kube.close()
+
+    assert len(kmock["get", THING]) == 2
+
+
+async def test_a_watch_that_a_busy_server_sends_away_lets_all_others_wait(
+    kmock: Any, paced: tuple[KubeClient, HandTime]
+) -> None:
+    kube, time = paced
+    kmock["get", THING] << in_turn(answer({"message": "busy"}, 429, Retry_After="7"), answer({"kind": "Pod"}))
+
+    with pytest.raises(StatusError, match="429"):
+        async with kube.stream(THING, {"watch": "true"}, 5.0):
+            pass
+    await kube.request("GET", THING)
+
+    assert time.now - 100.0 == pytest.approx(7.0)
+
+
 def service_account(folder: Path, token: str = "first") -> Access:
     (folder / "token").write_text(f"{token}\n")
     (folder / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\n")
