@@ -154,6 +154,24 @@ async def test_a_stuck_loop_is_unhealthy_until_it_turns_again(served):
     assert (await session.get("/healthz")).status == 200
 
 
+async def test_a_standby_is_ready_while_it_sees_who_leads_and_alive_in_any_case(served):
+    clock, health, _, session = served
+    health.stood_by("other-0")
+    answer = await session.get("/readyz")
+    assert (answer.status, await answer.text()) == (200, "ok: standing by, other-0 leads\n")
+    health.stood_by("other-0", "connection refused")
+    answer = await session.get("/readyz")
+    assert (answer.status, "connection refused" in await answer.text()) == (503, True)
+    clock.at += 89
+    health.stood_by("", "connection refused")
+    clock.at += 89
+    assert (await session.get("/healthz")).status == 200
+    health.leads()
+    assert (await session.get("/readyz")).status == 503
+    health.turned()
+    assert (await session.get("/readyz")).status == 200
+
+
 async def test_scrapes_share_one_rendering_made_off_the_loop(served):
     clock, _, rendered, session = served
     answers = await asyncio.gather(*(session.get("/metrics") for _ in range(5)))
