@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscaler.admission.pods import Surroundings, place_of, pod_of, resolution_of
-from autoscaler.apply.plan import annotate
+from autoscaler.apply.plan import annotate, intents
 from autoscaler.contract import keys
 from autoscaler.contract.quantity import parse_quantity
 from autoscaler.model.allowed import overlay_of
@@ -23,6 +23,7 @@ from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import ClusterView
 from autoscaler.read.discovery import discover
 from autoscaler.read.standing import render_record
+from autoscaler.read.upkeep import takeover
 from autoscaler.read.workers import make_worker
 from tests.autoscaler.admission_cases import (
     ON,
@@ -76,14 +77,18 @@ def test_it_is_patched_as_the_controller_itself_would_have_patched_it_so_that_th
     }
 
 
-def test_discovery_sees_the_users_figures_behind_a_newborn_pod():
+def test_the_controller_sees_the_users_figures_behind_a_newborn_pod_and_finds_it_as_it_would_have_made_it():
     made = answered(pod(), born(pod()))
     made["metadata"] |= {"name": "chat-x", "namespace": "prod", "uid": "u", "ownerReferences": []}
     made["metadata"]["annotations"][keys.WORKLOAD] = "chat"
     found = discover(ClusterView(pods=(made,), workloads=(tensor_fusion_workload(),)), {})
     (workload,) = found.workloads
     assert workload.original == amounts()
-    assert workload.workers[0].current == amounts((12.0, 24.0), (3.0, 5.0))
+    held = amounts((12.0, 24.0), (3.0, 5.0))
+    assert (workload.current, workload.workers[0].current) == (held, held)
+    # Nothing is left to write, and nobody else is taken to have set them.
+    assert intents(workload, decision(held=held)) == ()
+    assert tuple(takeover(workload, NOW)) == ()
 
 
 def test_asked_again_about_its_own_answer_it_has_nothing_to_add():
