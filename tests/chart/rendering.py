@@ -46,7 +46,17 @@ def template(*arguments: str) -> str:
 
 def golden(name: str) -> str:
     """Return a value set rendered, without what is made anew each time."""
-    return _MADE_ANEW.sub(r"\1bWFkZSBhbmV3", template("--values", str(HERE / "values" / f"{name}.yaml")))
+    return plain(_MADE_ANEW.sub(r"\1bWFkZSBhbmV3", template("--values", str(HERE / "values" / f"{name}.yaml"))))
+
+
+def plain(text: str) -> str:
+    """Return a rendered text without the blank lines in which helm's versions differ."""
+    return "".join(f"{line}\n" for line in text.removeprefix("---\n").splitlines() if line.strip())
+
+
+def parts(text: str) -> list[str]:
+    """Return the documents of a text in an order that does not depend on helm's version."""
+    return sorted(plain(text).split("---\n"))
 
 
 def golden_file(name: str) -> Path:

@@ -19,6 +19,7 @@ from tests.chart.rendering import (
     golden_file,
     helm,
     needs_helm,
+    parts,
     template,
 )
 
@@ -27,7 +28,9 @@ pytestmark = needs_helm
 
 @pytest.mark.parametrize("name", VALUE_SETS)
 def test_the_golden_file_is_what_helm_renders(name: str) -> None:
-    assert golden(name) == golden_file(name).read_text(), "look at the diff of `python -m tests.chart.rendering`"
+    assert parts(golden(name)) == parts(golden_file(name).read_text()), (
+        "look at the diff of `python -m tests.chart.rendering`"
+    )
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)
@@ -51,7 +54,7 @@ def test_the_plain_manifests_are_current(tmp_path: Path) -> None:
     assert str(tmp_path) in script
     subprocess.run(["bash", "-c", script], cwd=ROOT, check=True, capture_output=True)
 
-    assert (tmp_path / "rendered.yaml").read_text() == made.read_text(), "run `make manifests`"
+    assert parts((tmp_path / "rendered.yaml").read_text()) == parts(made.read_text()), "run `make manifests`"
 
 
 REFUSED = {
@@ -78,7 +81,8 @@ def test_a_bad_value_is_refused_and_named(case: str) -> None:
     refused = helm("template", "x", str(CHART), "--set", value)
 
     assert refused.returncode != 0
-    assert named in refused.stderr
+    # Older versions of helm write paths with dots.
+    assert named in refused.stderr or named.strip("/").replace("/", ".") in refused.stderr
 
 
 def test_the_definitions_are_kept_when_the_release_goes_and_otherwise_those_of_the_crds_folder() -> None:
