@@ -15,10 +15,12 @@ from agent.enforce.simulated import SimulatedBackend
 from agent.enforce.transition import Enforcer
 from agent.exporter import Exporter
 from agent.gpus import GpuTable, load_gpu_table
+from agent.kubeapi import KubeApi
 from agent.lockstep import Lockstep, RenderClock
 from agent.loop import Agent, Parts
 from agent.podfile import PodFile
 from agent.pods import PodDirectory, PodSource, QuotaPods
+from agent.podwatch import PodWatch
 from agent.samples import SourceError
 from agent.scenario import load_scenario
 from agent.settings import AgentSettings
@@ -28,11 +30,15 @@ from agent.store import QuotaStore
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A ready agent that has ticked once, the clock it lives by, and what moves that clock where it stands still."""
+    """A ready agent that has ticked once, the clock it lives by, and what moves that clock where it stands still.
+
+    `pods` is a watch that has to be run, where pods are known from the API server.
+    """
 
     agent: Agent
     clock: Callable[[], float]
     lockstep: Lockstep | None = None
+    pods: PodWatch | None = None
 
 
 def assemble(settings: AgentSettings) -> Assembled:
@@ -44,21 +50,25 @@ def assemble(settings: AgentSettings) -> Assembled:
     gpus = load_gpu_table(settings.gpu_table)
     if settings.simulate is not None:
         return _simulated(settings, gpus)
-    agent = Agent(settings.node, _real(settings, gpus))
+    follows = settings.api is not None and settings.pods_file is None
+    pods = PodWatch(KubeApi(settings.api), settings.node) if settings.api is not None and follows else None
+    agent = Agent(settings.node, _real(settings, gpus, pods))
     agent.tick(_wall_clock())
-    return Assembled(agent, _wall_clock)
+    return Assembled(agent, _wall_clock, pods=pods)
 
 
 def _wall_clock() -> float:
     return time.time()  # noqa: TID251  the shell owns the clock
 
 
-def _real(settings: AgentSettings, gpus: GpuTable) -> Parts:
+def _real(settings: AgentSettings, gpus: GpuTable, pods: PodWatch | None) -> Parts:
     from agent.nvml import NvmlSource
 
     source = NvmlSource(list_processes_every_ticks=settings.process_list_ticks)
     live_use, store = LastUse(), QuotaStore(settings.state_dir)
     sources: list[PodSource] = [QuotaPods(lambda: store.document)]
+    if pods is not None:
+        sources.insert(0, pods)
     if settings.pods_file is not None:
         sources.insert(0, PodFile(settings.pods_file, settings.node))
     directory = PodDirectory(settings.proc_root, sources)
@@ -71,6 +81,7 @@ def _real(settings: AgentSettings, gpus: GpuTable) -> Parts:
         exporter=Exporter(gpus, settings.render_seconds),
         gpus=gpus,
         source_stats=source.stats,
+        exits=pods.exits if pods is not None else None,
     )
 
 

@@ -24,6 +24,7 @@ from agent.exporter import Exporter
 from agent.govern import Claim, Layout, Room, Share, claims, govern, id_of, lay_out, rooms
 from agent.gpus import GpuTable
 from agent.lending import Lending
+from agent.ooms import Exit, Ooms
 from agent.quotas import Capacity, Denial, check_document, refuse
 from agent.report import AgentStats, DurationRecorder, SourceStats, TickReport, WorkerKey
 from agent.samples import Attribution, DeviceSample, DeviceSource, NodeSample, ProcessDirectory, Worker
@@ -59,6 +60,7 @@ class Parts:
     gpus: GpuTable
     source_stats: Callable[[], SourceStats] | None = None
     witness: Witness | None = None
+    exits: Callable[[], tuple[Exit, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Agent:
         self._lock = threading.Lock()
         self._scene: _Scene | None = None
         self._layout: Layout | None = None
-        self._lending = Lending()
+        self._lending, self._ooms = Lending(), Ooms()
         self._devices: dict[str, DeviceSample] = {}
         self._generations: dict[WorkerKey, int] = {}
         self._sample_seconds, self._apply_seconds = DurationRecorder(), DurationRecorder()
@@ -122,6 +124,7 @@ class Agent:
             previous = self._scene.attribution if self._scene is not None else None
             attribution = attribute(sample, directory, previous, self._placed(directory.workers()))
             self._settle(sample, attribution, directory.workers())
+            self._count_deaths(now)
             self._export(now)
 
     def put(self, document: QuotaDocument, now: float, who: str = "") -> QuotaStatus | Refusal:
@@ -233,6 +236,11 @@ class Agent:
             if attempt.reason:
                 _log.warning("quota_not_in_force", reason=attempt.reason)
 
+    def _count_deaths(self, now: float) -> None:
+        if self._parts.exits is not None and self._scene is not None:
+            observed = {key: applied.observed for key, applied in self._scene.applied.items()}
+            self._ooms.tick(now, observed, self._parts.exits())
+
     def _note_generations(self, layout: Layout, applied: Mapping[WorkerKey, Applied]) -> None:
         if self._document is None:
             return
@@ -260,7 +268,7 @@ class Agent:
             generation=self._document.generation if self._document is not None else None,
             applied=dict(self._generations),
             throttled=throttled,
-            ooms=witness.ooms() if witness is not None else {},
+            ooms=witness.ooms() if witness is not None else self._ooms.counts(scene.applied),
             credits=self._lending.credits(),
             backends={key: backend.serves(key) for key in scene.applied},
             last_contact_at=self._contact_at,

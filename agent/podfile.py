@@ -9,18 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import structlog
 import yaml
 
-from agent.podspec import KnownPod, PodEntry, known_pod
+from agent.podspec import KnownPod, PodEntry, known_pods
 
 _log = structlog.get_logger(__name__)
-
-CONFIG_HASH: Final = "kubernetes.io/config.hash"
-"""Annotation with the UID under which the kubelet runs a static pod; the API shows another one."""
 
 
 class PodFile:
@@ -51,28 +48,16 @@ class PodFile:
         return self._pods
 
     def _read(self) -> None:
-        entries = _entries(self._path)
         problems: list[str] = []
-        pods: dict[str, KnownPod] = {}
-        for number, raw in enumerate(entries):
+        entries: list[tuple[str, PodEntry]] = []
+        for number, raw in enumerate(_entries(self._path)):
             where = f"{self._path}[{number}]"
             try:
-                entry = msgspec.convert(raw, PodEntry)
+                entries.append((where, msgspec.convert(raw, PodEntry)))
             except msgspec.ValidationError as error:
                 problems.append(f"{where}: {error}; this entry is left out")
-                continue
-            if self._node and entry.node and entry.node != self._node:
-                continue
-            pod, wrong = known_pod(entry)
-            problems += [f"{where} {entry.namespace}/{entry.name}: {text}" for text in wrong]
-            if pod is None:
-                continue
-            if entry.uid in pods:
-                problems.append(f"{where}: UID {entry.uid} stands there twice; the first entry counts")
-                continue
-            pods |= dict.fromkeys((entry.uid, entry.annotations.get(CONFIG_HASH, entry.uid)), pod)
-        self._pods = pods
-        self._report(tuple(problems))
+        self._pods, wrong = known_pods(entries, self._node)
+        self._report((*problems, *wrong))
 
     def _report(self, problems: tuple[str, ...]) -> None:
         if problems != self.problems:

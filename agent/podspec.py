@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Annotated, Final
@@ -17,6 +17,9 @@ from autoscaler.contract.quota import DeviceQuota
 
 INJECTED_CONTAINER: Final = "inject-lib"
 """The container that only delivers the GPU library; never taken for the user's."""
+
+CONFIG_HASH: Final = "kubernetes.io/config.hash"
+"""Annotation with the UID under which the kubelet runs a static pod; the API shows another one."""
 
 _Name = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -57,6 +60,27 @@ class KnownPod:
             if worker.container in (name, ""):
                 return worker
         return None
+
+
+def known_pods(entries: Iterable[tuple[str, PodEntry]], node: str) -> tuple[Mapping[str, KnownPod], tuple[str, ...]]:
+    """Return the worker pods of a node by UID, and what is wrong; each entry comes with where it stands.
+
+    `node` empty takes all. A static pod stands under two UIDs; of two entries of one UID the first counts.
+    """
+    pods: dict[str, KnownPod] = {}
+    problems: list[str] = []
+    for where, entry in entries:
+        if node and entry.node and entry.node != node:
+            continue
+        pod, wrong = known_pod(entry)
+        problems += [f"{where} {entry.namespace}/{entry.name}: {text}" for text in wrong]
+        if pod is None:
+            continue
+        if entry.uid in pods:
+            problems.append(f"{where}: UID {entry.uid} stands there twice; the first entry counts")
+            continue
+        pods |= dict.fromkeys((entry.uid, entry.annotations.get(CONFIG_HASH, entry.uid)), pod)
+    return pods, tuple(problems)
 
 
 def known_pod(entry: PodEntry) -> tuple[KnownPod | None, tuple[str, ...]]:

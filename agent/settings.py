@@ -29,7 +29,8 @@ class AgentSettings(BaseSettings):
     state_dir: Path = Path("/var/lib/tf-agent")
     """Keeps the desired quotas over a restart; belongs to this agent alone."""
     pods_file: Path | None = None
-    """The pods of this node (JSON or YAML, read again when it changes); without it only documents name workers."""
+    """The pods of this node (JSON or YAML, read again when it changes); without it they are the API server's, and
+    where there is none, only documents name workers."""
     proc_root: Path = Path("/proc")
     """Where the host's processes are seen; another path when the host's /proc is mounted elsewhere."""
     gpu_table: Path | None = None
