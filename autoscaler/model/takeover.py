@@ -19,7 +19,7 @@ REST_SECONDS: Final = 5 * MINUTE
 """How long a figure rests that somebody set: long enough to see what becomes of it."""
 LONGEST_REST_SECONDS: Final = DAY
 INSISTED_SECONDS: Final = DAY
-"""The same figure again within this time is insistence."""
+"""The same figure again within this time after its rest is insistence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def taken_over(found: Found, base: float, known: TakenOver | None, now: float) -
     """
     if known is not None and known.value == found.value and now < known.rests_until:
         return known
-    insists = known is not None and known.value == found.value and now - known.at <= INSISTED_SECONDS
+    insists = known is not None and known.value == found.value and now - known.rests_until <= INSISTED_SECONDS
     return TakenOver(found.field, base, found.value, now, known.times + 1 if known is not None and insists else 1)
 
 
