@@ -81,6 +81,46 @@ async def test_anyone_else_is_not_served(server, certificates, name):
             await http.get(server.make_url("/v1/quotas"))
 
 
+def test_of_one_authority_a_servers_certificate_is_no_clients(tmp_path):
+    """As cert-manager issues them: what a certificate is good for stands in it, and OpenSSL looks."""
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    openssl("req", "-x509", *key, "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
+    for name, usage in (("server", "serverAuth"), ("client", "clientAuth")):
+        (tmp_path / f"{name}.ext").write_text(f"extendedKeyUsage={usage}\nsubjectAltName=DNS:{name}\n")
+        openssl("req", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{name}.ext"]
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    files = {"tls_cert": tmp_path / "server.pem", "tls_key": tmp_path / "server.key", "client_ca": tmp_path / "ca.pem"}
+    agents = tls_context(AgentSettings(node="n1", **files))
+
+    assert shaken(agents, tmp_path, "client")
+    assert not shaken(agents, tmp_path, "server")
+
+
+def shaken(agents: ssl.SSLContext, directory, name: str) -> bool:
+    """Return whether hands are shaken with whoever shows this certificate; in memory, as both sides see it."""
+    trusting = ssl.create_default_context(cafile=directory / "ca.pem")
+    trusting.load_cert_chain(directory / f"{name}.pem", directory / f"{name}.key")
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client_side = trusting.wrap_bio(to_client, to_server, server_hostname="server")
+    server_side = agents.wrap_bio(to_server, to_client, server_side=True)
+    waiting = [client_side, server_side]
+    for side in (client_side, server_side) * 3:
+        try:
+            if side in waiting:
+                side.do_handshake()
+                waiting.remove(side)
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLError:
+            return False
+    return not waiting
+
+
 async def served_name(server, context: ssl.SSLContext) -> str:
     """Return the common name of the certificate that a new connection is shown."""
     _, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)

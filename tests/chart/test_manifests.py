@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from agent.enforce.registry import ACTUATORS
+from agent.gpus import load_gpu_table
+from agent.scenario import load_scenario
 from agent.settings import AgentSettings
 from autoscaler.admission.settings import WebhookSettings
 from autoscaler.cli import app
@@ -322,6 +325,23 @@ def test_the_agent_takes_what_it_is_told_and_serves_quotas_by_mutual_tls(
     assert settings.authenticated
     assert settings.metrics_address is not None
     assert settings.metrics_address[1] == ports(pods(name)["agent"])["metrics"]
+
+
+def test_a_scenario_of_the_values_is_one_that_the_agent_plays(tmp_path: Path) -> None:
+    (config,) = of_kind("simulated", "ConfigMap")
+    (file,) = config["data"]
+    (tmp_path / file).write_text(config["data"][file])
+
+    told = environment(pods("simulated")["agent"])["TF_AGENT_SIMULATE"]
+    assert load_scenario(tmp_path / file).node == file.removesuffix(".yaml")
+    assert told == "/etc/tf-agent/config/$(TF_AGENT_NODE).yaml"
+
+
+def test_a_table_of_gpus_of_the_values_is_one_that_the_agent_reads(tmp_path: Path) -> None:
+    (config,) = of_kind("everything", "ConfigMap")
+    (tmp_path / "gpus.csv").write_text(config["data"]["gpus.csv"])
+
+    assert load_gpu_table(tmp_path / "gpus.csv").lookup("NVIDIA Z9").tflops == 1000
 
 
 @every
