@@ -257,6 +257,11 @@ _WORDS: Final[Mapping[Verdict, Callable[[Held], str]]] = {
         f"PodDisruptionBudget {held.workload.floor.budget} keeps {held.workload.floor.by_budget} now"
     ),
     Verdict.GANG_LIMITED: _just("fewer than gangScheduling.minMembers don't start"),
+    Verdict.DISRUPTION_LIMITED: lambda held: (
+        f"{held.workload.floor.budget} asks for {held.workload.floor.by_budget}; lower it to scale in further"
+    ),
+    Verdict.GANG_LIMITED: lambda held: f"minMembers of gangScheduling is {held.workload.floor.by_gang}",
+    Verdict.NOT_SCALABLE: lambda held: held.workload.unscalable,
     Verdict.CONFIG_INVALID: _just("nothing is lowered until it is corrected, see ConfigValid"),
 }
 """What is not here passes by itself, or its verdict names all there is to know."""
