@@ -73,7 +73,8 @@ class Duty:
     dry_run: bool = False
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     ledger: Ledger = field(default_factory=Ledger)
-    leader: str = ""
+    seen: tuple[str, str] = ("", "")
+    """Who led, and what was wrong, at the last look: only what is new is logged."""
 
     def __post_init__(self) -> None:
         self.controller: Controller | None = None
@@ -138,11 +139,13 @@ class Duty:
 
     def _saw(self, leader: str, error: str) -> None:
         self.health.stood_by(leader, error)
+        if (leader, error) == self.seen:
+            return
+        self.seen = leader, error
         if error:
             log.warning("leader_not_known", error=error)
-        elif leader != self.leader:
+        else:
             log.info("standing_by", leader=leader)
-            self.leader = leader
 
 
 async def run_until_stopped(

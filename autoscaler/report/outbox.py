@@ -73,6 +73,8 @@ class Outbox:
             self._remember(write, is_refused=True)
         except AutoscalerError as error:
             log.warning("not_reported", **what, error=str(error))
+        except Exception:  # whatever is wrong with one object, the others are told
+            log.exception("not_reported", **what)
         else:
             self._remember(write, is_refused=False)
 

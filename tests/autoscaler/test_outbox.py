@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from autoscaler.errors import AutoscalerError, ClusterError, InvalidError, LeadershipLostError
+from autoscaler.errors import ClusterError, InvalidError, LeadershipLostError
 from autoscaler.model.steps import ClusterWrite, Emit, WriteStatus
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import ClusterView, ObjectRef
@@ -75,8 +75,10 @@ async def test_what_is_told_about_one_object_keeps_its_order() -> None:
     assert [write for write in cluster.written if write.ref == ref(1)] == story  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("error", [ClusterError("busy"), InvalidError("no"), LeadershipLostError("another leads")])
-async def test_a_write_that_fails_stops_nothing_else(error: AutoscalerError) -> None:
+@pytest.mark.parametrize(
+    "error", [ClusterError("busy"), InvalidError("no"), LeadershipLostError("another leads"), KeyError()]
+)
+async def test_a_write_that_fails_stops_nothing_else(error: Exception) -> None:
     def judge(write: ClusterWrite) -> None:
         if write == WriteStatus(ref(3), status(1)):
             raise error
