@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from agent.enforce.actuator import Surroundings
 from agent.enforce.backend import Backend
+from agent.enforce.freeze import Freezer
 from agent.enforce.live import LastUse
 from agent.enforce.observe import ObserveBackend
 from agent.enforce.registry import chosen_backend
@@ -21,6 +22,7 @@ from agent.loop import Agent, Parts
 from agent.podfile import PodFile
 from agent.pods import PodDirectory, PodSource, QuotaPods
 from agent.podwatch import PodWatch
+from agent.preempting import Preempting
 from agent.samples import SourceError
 from agent.scenario import load_scenario
 from agent.settings import AgentSettings
@@ -82,7 +84,12 @@ def _real(settings: AgentSettings, gpus: GpuTable, pods: PodWatch | None) -> Par
         gpus=gpus,
         source_stats=source.stats,
         exits=pods.exits if pods is not None else None,
+        preempting=Preempting(_freezer(settings, directory)) if settings.freeze else None,
     )
+
+
+def _freezer(settings: AgentSettings, directory: PodDirectory) -> Freezer:
+    return Freezer(settings.cgroup_root, settings.state_dir, directory.cgroup_of_name)
 
 
 def surroundings(settings: AgentSettings, live_use: LastUse, directory: PodDirectory | None = None) -> Surroundings:

@@ -76,6 +76,9 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
     shrink_below_use: Annotated[
         bool | None, typer.Option("--shrink-below-use", help="Let VRAM limits go below what is in use.")
     ] = None,
+    freeze: Annotated[
+        bool | None, typer.Option("--freeze", help="Stop low workers for seconds where nothing else holds them.")
+    ] = None,
     tfshm_root: Annotated[Path | None, typer.Option(help="Where TensorFusion's limiters share memory.")] = None,
     simulated_dir: Annotated[Path | None, typer.Option(help="Where simulated workers find their limits.")] = None,
     simulate: _Simulate = None,

@@ -25,6 +25,7 @@ from agent.govern import Claim, Layout, Room, Share, claims, govern, id_of, lay_
 from agent.gpus import GpuTable
 from agent.lending import Lending
 from agent.ooms import Exit, Ooms
+from agent.preempting import Preempting
 from agent.quotas import Capacity, Denial, check_document, refuse
 from agent.report import AgentStats, DurationRecorder, SourceStats, TickReport, WorkerKey
 from agent.samples import Attribution, DeviceSample, DeviceSource, NodeSample, ProcessDirectory, Worker
@@ -61,6 +62,7 @@ class Parts:
     source_stats: Callable[[], SourceStats] | None = None
     witness: Witness | None = None
     exits: Callable[[], tuple[Exit, ...]] | None = None
+    preempting: Preempting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,9 @@ class Agent:
         return self._scene is not None
 
     def close(self) -> None:
-        """Release the devices; what is in force stays."""
+        """Release the devices; what is in force stays, nobody stays frozen."""
+        if self._parts.preempting is not None:
+            self._parts.preempting.close()
         self._parts.enforcer.backend.close()
         self._parts.source.close()
 
@@ -223,6 +227,8 @@ class Agent:
         started = self._timer()
         applied = self._parts.enforcer.enforce(shares, totals, layout.present)
         self._parts.enforcer.backend.turn(sample.at)
+        if self._parts.preempting is not None:
+            self._parts.preempting.turn(sample, attribution, shares, applied, tflops)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
         self._scene = _Scene(sample, attribution, workers, (wanted, room_of), granted, shares, applied)
         self._note_generations(layout, applied)

@@ -95,7 +95,11 @@ class PodDirectory(ProcessDirectory):
 
     def cgroup_of(self, worker: Worker) -> str:
         """Return the path of a worker's container in the unified cgroup tree, "" before a process of it was seen."""
-        return self._cgroups.get((worker.pod_uid, worker.container), "")
+        return self.cgroup_of_name((worker.pod_uid, worker.container))
+
+    def cgroup_of_name(self, name: tuple[str, str]) -> str:
+        """Return the same by the worker's pod UID and container."""
+        return self._cgroups.get(name, "")
 
     def _found(self, worker: Worker | None, pid: int) -> Worker | None:
         if worker is not None and self._processes[pid].cgroup:

@@ -45,6 +45,9 @@ class AgentSettings(BaseSettings):
     """Whether a VRAM limit may go below what is in use; the worker's next allocation fails then."""
     cgroup_root: Path = Path("/sys/fs/cgroup")
     """The host's cgroup v2 tree, where memory limits are kept; writable for `dmem`."""
+    freeze: bool = False
+    """Whether a worker of low or medium that nothing else limits may be stopped for seconds so that a higher level has
+    its guarantee; probes of its container fail meanwhile."""
     tfshm_root: Path = Path("/run/tensor-fusion/shm")
     """Where TensorFusion's limiters share memory with the node."""
     hamicore_root: Path = Path("/usr/local/vgpu/containers")
