@@ -12,7 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from typer.testing import CliRunner
 
+from autoscaler.cli import app
 from autoscaler.kube.access import Access
 from autoscaler.kube.client import KubeClient, StatusError
 from autoscaler.kube.lease import LeaseElector, Terms
@@ -126,3 +128,13 @@ def service_account(cluster: ApiServer, folder: Path) -> Access:
     place = urlsplit(cluster.url)
     environment = {"KUBERNETES_SERVICE_HOST": str(place.hostname), "KUBERNETES_SERVICE_PORT": str(place.port)}
     return Access(None, folder, environment)
+
+
+def test_a_single_pass_and_a_dry_run_take_no_lease(cluster: ApiServer, namespace: str) -> None:
+    place = ["--kubeconfig", str(cluster.kubeconfig), "--prometheus-url", "http://127.0.0.1:1"]
+    done = CliRunner().invoke(
+        app, ["run", "--once", "--dry-run", *place, "--leader-elect", "--lease-namespace", namespace]
+    )
+    assert done.exit_code == 1  # there is no history
+    assert "history: " in done.stdout
+    assert lease(cluster, namespace) == {}
