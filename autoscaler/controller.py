@@ -199,7 +199,8 @@ class Controller:
         """Without history nothing is fresh: everything is held."""
         fresh = -np.inf if history_error else self.settings.fresh_seconds
         settings = self.settings
-        return Limits(fresh, settings.changes_per_pass, settings.min_samples, settings.vram_reserve)
+        guarded = settings.changes_per_pass, settings.min_samples, settings.vram_reserve
+        return Limits(fresh, *guarded, needs_room=settings.replicas_need_room)
 
     def _batch(self, snapshot: Snapshot, allowed: Allowed) -> Batch:
         """Decide for those that move, whose workers don't all hold the same, or whose count is noted for nothing."""

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     vram_reserve: NonNegativeFloat = defaults.VRAM_RESERVE
     """Free VRAM that growing requests leave on a device, in standard deviations of its workers' bursts. Each .25 more
     halves the out-of-memory events of packed devices about once, and costs 4 to 10 % more devices."""
+    replicas_need_room: bool = True
+    """Whether replicas grow only by as many workers as the known GPUs have room for; false where a pod that waits
+    brings a node (a cluster autoscaler)."""
 
     prometheus_url: str = ""
     """Base URL of Prometheus, with its path prefix if it has one."""

@@ -26,13 +26,15 @@ class Limits:
 
     `fresh_seconds`: age at which history is stale. `changes_per_pass`: workloads that may move in one pass.
     `min_samples`: bins of history before anything is lowered. `vram_reserve`: what stays free on a device when VRAM
-    requests grow, in standard deviations of its members' bursts.
+    requests grow, in standard deviations of its members' bursts. `needs_room`: whether replicas grow only by as many
+    workers as find a place.
     """
 
     fresh_seconds: float
     changes_per_pass: int
     min_samples: int
     vram_reserve: float = defaults.VRAM_RESERVE
+    needs_room: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ def room(case: Case) -> Case:
     """
     rows = np.flatnonzero(case.up[:, COUNT])
     placement = case.fleet.placement
-    if not rows.size or not placement.sites.is_whole:
+    if not rows.size or not placement.sites.is_whole or not case.limits.needs_room:
         return case
     space = Space(case, _free(case))
     figure, fits = case.figure.copy(), np.full(len(case.fleet), np.nan)

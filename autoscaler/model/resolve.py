@@ -100,7 +100,9 @@ def resolve(
         warnings += _ignored_by_joining(annotations)
         own = replace(own, **_JOINED)
     spec = profile or WorkloadProfileSpec()
-    amounts = _amounts(_Figures(own, spec, defaults, frozenset(problem.path for problem in parsed.problems)), problems)
+    waits = own.generate_workload is False and profile is None
+    unread = frozenset(problem.path for problem in parsed.problems)
+    amounts = _amounts(_Figures(own, spec, defaults, unread, waits), problems)
     config = replace(
         _configuration(own, spec, defaults, amounts),
         replicas=_first(own.replicas, spec.replicas, owner.replicas),
@@ -178,6 +180,8 @@ class _Figures:
     spec: WorkloadProfileSpec
     defaults: Defaults
     unread: frozenset[str]
+    is_waiting: bool = False
+    """Whether the workload that is joined, and would tell, is not there yet."""
 
     @property
     def estimated(self) -> Pair:
@@ -207,7 +211,7 @@ def _amount(sources: _Figures, resource: ResourceSpec, problems: list[Problem]) 
     request, limit = _first(request, limit), _first(limit, request)
     unread = sources.unread & {REQUEST_KEYS[index], LIMIT_KEYS[index]}
     if request is None or limit is None:
-        if not unread:
+        if not unread and not sources.is_waiting:
             allowed = (
                 f"a request or a limit for {resource.noun} in {resource.unit}, "
                 "here, in the profile or as a default of the pool"

@@ -111,6 +111,12 @@ def test_where_not_all_gpus_are_known_nothing_is_held_back():
     assert grown(region(Load("a"), is_whole=False)) == (9, Verdict.PASSED)
 
 
+def test_where_waiting_pods_bring_nodes_room_is_not_asked_for():
+    town = region(Load("a"))
+    town.limits = replace(town.limits, needs_room=False)
+    assert grown(town) == (9, Verdict.PASSED)
+
+
 def test_a_workload_whose_devices_nobody_tells_is_bounded_by_the_model_that_it_asks_for():
     load = Load("a", places=((),))
     load.config = replace(load.config, gpu_model="T4")
