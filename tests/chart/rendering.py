@@ -1,10 +1,12 @@
 """Rendering the chart with helm, where it is found: on PATH, or as the variable HELM says.
 
-`python -m tests.chart.rendering` writes the golden files anew; look at their diff before you commit it.
+`python -m tests.chart.rendering` writes the golden files, and the names of the controller's knobs in the schema of the
+values, anew; look at their diff before you commit it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from autoscaler.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "tensor-fusion-autoscaler"
@@ -69,6 +73,26 @@ def documents(text: str) -> list[Manifest]:
     return [document for document in yaml.safe_load_all(text) if document]
 
 
+def free_settings(text: str) -> list[str]:
+    """Return the controller's knobs that values may set: those that the chart does not set itself."""
+    set_by_chart = {name.lower() for name in re.findall(r"- name: TF_AUTOSCALER_([A-Z_]+)$", text, re.MULTILINE)}
+    places = {"cluster_dir", "kubeconfig"}  # nothing of that kind is in the pod
+    return [name for name in Settings.model_fields if name not in set_by_chart | places]
+
+
+def write_schema() -> None:
+    """Name the knobs in the schema of the values, so that a typo is refused."""
+    path = CHART / "values.schema.json"
+    schema = json.loads(path.read_text())
+    template_text = (CHART / "templates" / "controller-deployment.yaml").read_text()
+    scalar: Manifest = {"type": ["string", "number", "integer", "boolean", "object", "array"]}
+    settings = schema["properties"]["controller"]["properties"]["settings"]
+    settings["properties"] = dict.fromkeys(free_settings(template_text), scalar)
+    settings.pop("patternProperties", None)
+    path.write_text(json.dumps(schema, indent=2, ensure_ascii=False) + "\n")
+
+
 if __name__ == "__main__":
+    write_schema()
     for value_set in VALUE_SETS:
         golden_file(value_set).write_text(golden(value_set))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from autoscaler.model.crd import render_crds
-from tests.chart.rendering import CHART, ROOT
+from tests.chart.rendering import CHART, ROOT, free_settings
 
 LISTING = (ROOT / "tests" / "contract" / "metrics.txt").read_text()
 DOCKERFILES = ("Dockerfile.controller", "Dockerfile.agent")
@@ -164,3 +164,15 @@ def test_the_table_of_backends_in_the_docs_is_that_of_the_chart() -> None:
         assert f"`{name}`" in docs
     for row in table["actuators"].values():
         assert all(f"`{path['path']}`" in docs for path in row["hostPaths"])
+
+
+def test_values_may_set_every_knob_of_the_controller_that_the_chart_does_not_set_itself() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["controller"]["properties"][
+        "settings"
+    ]
+    template_text = (CHART / "templates" / "controller-deployment.yaml").read_text()
+
+    assert list(schema["properties"]) == free_settings(template_text), "run `python -m tests.chart.rendering`"
+    assert schema["additionalProperties"] is False
+    assert "changes_per_pass" in schema["properties"]
+    assert "listen" not in schema["properties"]

@@ -68,6 +68,7 @@ REFUSED = {
     "a digest that is none": ("controller.image.digest=sha256:abc", "/controller/image/digest"),
     "a time-out beyond the API server's": ("webhook.timeoutSeconds=31", "/webhook/timeoutSeconds"),
     "a setting that no program has by that form": ("controller.settings.changesPerPass=3", "changesPerPass"),
+    "a setting that the chart sets itself": ("controller.settings.listen=:1", "listen"),
     "no replica": ("controller.replicas=0", "/controller/replicas"),
     "the node's root as a state folder": ("agent.stateHostPath=/", "/agent/stateHostPath"),
     "a port that is none": ("agent.port=70000", "/agent/port"),

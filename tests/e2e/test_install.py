@@ -234,6 +234,44 @@ def test_a_release_keeps_its_certificates_over_an_upgrade_and_leaves_objects_and
     assert f"/{namespace}" not in left
 
 
+def chart_of(group: str, folder: Path, *, old: bool) -> Path:
+    """Return a copy of the chart whose definitions are of the test's own group, so that nobody else's are touched."""
+    copy = folder / ("old" if old else "new")
+    shutil.copytree(CHART, copy)
+    for definition in definitions(group):
+        name = f"{definition['metadata']['name'].partition('.')[0]}.yaml"
+        (path,) = [one for one in (copy / "files" / "crds").iterdir() if one.name.endswith(f"_{name}")]
+        path.write_text(yaml.safe_dump(older(definition) if old else definition, sort_keys=False))
+    return copy
+
+
+@needs_helm
+def test_definitions_are_upgraded_with_the_release_kept_when_it_goes_and_taken_up_again(
+    cluster: ApiServer, namespace: str, group: str, tmp_path: Path
+) -> None:
+    options = ("-n", namespace, "--set", "webhook.enabled=false", "--set", "agent.enabled=false")
+    old, new = (str(chart_of(group, tmp_path, old=old)) for old in (True, False))
+    workloads = f"tensorfusionworkloads.{group}"
+    columns = ("get", "crd", workloads, "-o", "jsonpath={.spec.versions[0].additionalPrinterColumns[*].name}")
+    head = {"apiVersion": f"{group}/v1", "metadata": {"name": "mine", "namespace": namespace}}
+
+    installed = helm(cluster, "install", namespace, old, *options)
+    assert installed.returncode == 0, installed.stderr
+    assert cluster.run(*columns).stdout == "QoS"
+    stored = retried(lambda: put(cluster, {**head, "kind": "TensorFusionWorkload", "spec": {"replicas": 2}}), "applied")
+    assert stored.returncode == 0, stored.stderr
+    upgraded = helm(cluster, "upgrade", namespace, new, *options)
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert "Applied" in cluster.run(*columns).stdout
+    removed = helm(cluster, "uninstall", namespace, "-n", namespace)
+    assert removed.returncode == 0, removed.stderr
+    kept = cluster.run("-n", namespace, "get", workloads, "mine", "-o", "jsonpath={.spec.replicas}")
+    assert kept.stdout == "2", kept.stderr
+    again = helm(cluster, "install", namespace, new, *options)
+    assert again.returncode == 0, again.stderr
+    helm(cluster, "uninstall", namespace, "-n", namespace)
+
+
 def script_environment(cluster: ApiServer) -> dict[str, str]:
     path = os.pathsep.join((str(cluster.kubectl.parent), os.environ["PATH"]))
     return os.environ | {"KUBECONFIG": str(cluster.kubeconfig), "PATH": path}
