@@ -109,12 +109,12 @@ def _foreign(
     """Return by device, in lower case, what is requested by others than these workloads."""
     ours = {worker.ref.uid for workload in workloads for worker in workload.workers}
     booked: Booked = defaultdict(dict)
-    for state in nodes.values():
-        for status in state.quotas.workers if state.quotas is not None else ():
-            for one in status.devices if status.pod_uid not in ours else ():
-                if one.desired is not None:
-                    figures = one.desired.tflops_request, float(one.desired.vram_request_bytes)
-                    _book(booked, one.uuid, status.pod_uid, figures)
+    known = (state.quotas.workers for state in nodes.values() if state.quotas is not None)
+    for status in [one for workers in known for one in workers if one.pod_uid not in ours]:
+        for one in status.devices:
+            if one.desired is not None:
+                figures = one.desired.tflops_request, float(one.desired.vram_request_bytes)
+                _book(booked, one.uuid, status.pod_uid, figures)
     for uuid, who, pair in _pods(view, nodes, ours):
         _book(booked, uuid, who, pair)
     for gpu in gpus:
@@ -129,12 +129,12 @@ def _foreign(
 
 def _pods(view: ClusterView, nodes: Mapping[str, NodeState], ours: set[str]) -> Iterator[tuple[str, str, Pair]]:
     """Yield device, pod UID and requests of the pods that belong to no workload of the fleet: broken ones', for one."""
-    statuses: Mapping[str, Any] | None = None
-    for pod in view.pods:
+    others = [pod for pod in view.pods if pod["metadata"].get("uid", "") not in ours]
+    statuses = statuses_by_pod(nodes.values()) if others else {}
+    for pod in others:
         uid = pod["metadata"].get("uid", "")
-        if uid in ours or (pod.get("status") or EMPTY).get("phase") in _ENDED:
+        if (pod.get("status") or EMPTY).get("phase") in _ENDED:
             continue
-        statuses = statuses_by_pod(nodes.values()) if statuses is None else statuses
         devices = devices_of(pod, statuses.get(uid, ()))
         current = make_worker(pod, devices, "", _NOTHING).current
         for uuid in devices:

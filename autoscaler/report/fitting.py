@@ -18,7 +18,6 @@ WIDTH: Final = 120
 AGE_CHARACTERS: Final = 5
 GAP: Final = 3
 HEADERS: Final = {"qos": "QoS", "auto": "Auto", "replicas": "Replicas", "applied": "Applied", "status": "Status"}
-_FIGURES: Final = ("TFlops", "VRAM")
 
 
 def fitted(
@@ -30,13 +29,11 @@ def fitted(
     """
     others = _width(name, "Name") + sum(_width(cells[key], header) for key, header in HEADERS.items())
     room = WIDTH - AGE_CHARACTERS - others
-    forms = [
-        tuple(form(resource, current, recommended) for form, resource in zip(pair, Resource, strict=True))
-        for pair in ((_whole, _whole), (_whole, _once), (_short, _short), (_short, _requests), (_requests, _requests))
-    ]
-    fitting = (one for one in forms if sum(map(_width, one, _FIGURES)) <= room)
-    compute, vram = next(fitting, forms[1])
-    return compute, vram
+    for pair in _FORMS:
+        compute, vram = (form(one, current, recommended) for form, one in zip(pair, Resource, strict=True))
+        if _width(compute, "TFlops") + _width(vram, "VRAM") <= room:
+            return compute, vram
+    return _whole(Resource.COMPUTE, current, recommended), _once(Resource.VRAM, current, recommended)
 
 
 def _width(text: str, header: str) -> int:
@@ -97,3 +94,7 @@ def _two_digits(resource: Resource, value: float) -> str:
 
 def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+_FORMS: Final = ((_whole, _whole), (_whole, _once), (_short, _short), (_short, _requests), (_requests, _requests))
+"""Of compute and of VRAM, the longest first."""
