@@ -20,17 +20,25 @@ class Activity:
     def __init__(self) -> None:
         self._gates: dict[WorkerKey, Gate] = {}
 
-    def working_bytes(self, layout: Layout, attribution: Attribution) -> Mapping[WorkerKey, int]:
+    def working_bytes(
+        self, layout: Layout, attribution: Attribution, totals: Mapping[str, int]
+    ) -> Mapping[WorkerKey, int]:
         """Take a tick and return, by place, the VRAM in bytes that work may need; no entry means up to the limit.
 
-        A worker is taken to work when it is first seen, and while nothing tells what it does.
+        A worker is taken to work when it is first seen, and while nothing tells what it does; on a device with room
+        for every limit nobody is looked at.
         """
-        now = attribution.at
+        now, crowded = attribution.at, self._crowded(layout, totals)
+        if not crowded:
+            self._gates = {}
+            return {}
         uses = {(use.worker.pod_uid, use.worker.container, use.uuid): use for use in attribution.uses}
         kept: dict[WorkerKey, Gate] = {}
         found: dict[WorkerKey, int] = {}
         for key, (worker, quota) in layout.places.items():
             use = uses.get(key)
+            if key[2] not in crowded:
+                continue
             if worker.qos in UNGATED or use is None or use.vram_bytes is None or use.compute_ratio is None:
                 continue
             gate = self._gates.get(key) or Gate(float(quota.vram_limit_bytes), active_at=now)
@@ -39,3 +47,11 @@ class Activity:
             found[key] = int(gate.limit(now, float(quota.vram_request_bytes), float(quota.vram_limit_bytes)))
         self._gates = kept
         return found
+
+    @staticmethod
+    def _crowded(layout: Layout, totals: Mapping[str, int]) -> frozenset[str]:
+        """Return the devices whose limits pass their memory, `totals` in bytes."""
+        limits: dict[str, int] = {}
+        for key, (_, quota) in layout.places.items():
+            limits[key[2]] = limits.get(key[2], 0) + quota.vram_limit_bytes
+        return frozenset(uuid for uuid, limit in limits.items() if limit > totals.get(uuid, 0))

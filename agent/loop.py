@@ -215,15 +215,15 @@ class Agent:
         tflops = self._tflops()
         self._parts.live_use.update(attribution, sample, tflops)
         layout = self._layout = lay_out(self._document, workers, attribution, self._layout)
-        wanted = claims(layout, attribution, self._lending.working_bytes(layout, attribution))
+        totals = {device.uuid: device.vram_total_bytes for device in sample.devices if device.healthy}
+        wanted = claims(layout, attribution, self._lending.working_bytes(layout, attribution, totals))
         room_of = rooms(sample, wanted)
         before = self._scene
         # Memory moves less often than time: what it was governed from is mostly what it was the tick before.
         same = before is not None and before.governed == (wanted, room_of)
         granted = before.granted if before is not None and same else govern(wanted, room_of)
         in_force = before.applied if before is not None else {}
-        shares = self._lending.share_time(granted, attribution, in_force, tflops)
-        totals = {device.uuid: device.vram_total_bytes for device in sample.devices if device.healthy}
+        shares = self._lending.share_time(layout, granted, attribution, in_force, tflops)
         started = self._timer()
         applied = self._parts.enforcer.enforce(shares, totals, layout.present)
         self._parts.enforcer.backend.turn(sample.at)

@@ -10,14 +10,12 @@ TFLOPs are FP16, dense; figures are counted in thousandths of one where they are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from agent.divide import levels_of, raise_by_level
-from agent.govern import Share, id_of
-from agent.report import WorkerKey
+from agent.govern import Share
 from autoscaler.contract.keys import QoS
 
 SATURATED_RATIO: Final = 0.9
@@ -37,16 +35,14 @@ ENOUGH_SECONDS: Final = 10.0
 _MILLI: Final = 1000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Credit:
+class Credit(msgspec.Struct, frozen=True, gc=False):
     """What one worker may burst on a device, in TFLOP-seconds; `spent` until enough was saved up again."""
 
     tflop_seconds: float
     spent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Metered:
+class Metered(msgspec.Struct, frozen=True, gc=False):
     """One worker on one device in one tick: TFLOPs used (None: not known), and the limit it was under (None: none)."""
 
     tflops_used: float | None
@@ -64,48 +60,70 @@ def accrue(before: Credit | None, share: Share, tflops_used: float | None, secon
         return before
     saved = before.tflop_seconds + (request - tflops_used) * seconds
     saved = min(max(saved, 0.0), MOST_CREDIT_SECONDS * request)
-    return Credit(saved, spent=saved <= 0.0 or (before.spent and saved < ENOUGH_SECONDS * request))
+    spent = saved <= 0.0 or (before.spent and saved < ENOUGH_SECONDS * request)
+    # Most workers are as rich as they can be: nothing new is made for them.
+    return before if saved == before.tflop_seconds and spent == before.spent else Credit(saved, spent)
 
 
 def share_time(
     shares: Sequence[Share],
-    metered: Mapping[WorkerKey, Metered],
-    credit_of: Mapping[WorkerKey, Credit],
+    metered: Sequence[Metered | None],
+    credit_of: Sequence[Credit | None],
     tflops: Mapping[str, float],
 ) -> tuple[Share, ...]:
     """Return the shares with the compute limits that can stand together, in order.
 
-    `metered` has an entry for each worker whose limit can be moved while it runs; the others, and devices whose
-    `tflops` are not known, are left as they are.
+    `metered` and `credit_of` go with the shares. Those without a metering (their limit can't be moved while they run),
+    and devices whose `tflops` are not known, are left as they are.
     """
-    effective = [share.effective.tflops_limit for share in shares]
     by_device: dict[str, list[int]] = {}
     for place, share in enumerate(shares):
-        if _key(share) in metered:
+        if metered[place] is not None:
             by_device.setdefault(share.quota.uuid, []).append(place)
+    after = list(shares)
     for uuid, places in by_device.items():
         if uuid in tflops:
-            own = [shares[place] for place in places]
-            for place, limit in zip(places, _divide(own, metered, credit_of, tflops[uuid]), strict=True):
-                effective[place] = limit
-    return tuple(map(_with_limit, shares, effective))
+            crew = [_Member(shares[place], one, credit_of[place]) for place in places if (one := metered[place])]
+            for place, limit in zip(places, _divide(crew, tflops[uuid]), strict=True):
+                after[place] = _with_limit(shares[place], limit)
+    return tuple(after)
 
 
-def _divide(
-    shares: Sequence[Share], metered: Mapping[WorkerKey, Metered], credit_of: Mapping[WorkerKey, Credit], total: float
-) -> list[float]:
-    ceilings = [_ceiling(share, credit_of.get(_key(share))) for share in shares]
-    wants = [_wanted(metered[_key(share)], share, ceiling) for share, ceiling in zip(shares, ceilings, strict=True)]
+class _Member(msgspec.Struct, frozen=True, gc=False):
+    """One worker in a device's division."""
+
+    share: Share
+    metered: Metered
+    credit: Credit | None
+
+    @property
+    def ceiling(self) -> float:
+        """The limit it may have on a device with room: for some, bursts need credit."""
+        limit, request = self.share.quota.tflops_limit, self.share.quota.tflops_request
+        is_poor = self.credit is not None and self.credit.spent and self.share.worker.qos in ONLY_ON_CREDIT
+        return min(request, limit) if is_poor and request > 0.0 else limit
+
+    def wants(self, ceiling: float) -> float:
+        """What it may use in the next tick, if it is let."""
+        used, under = self.metered.tflops_used, self.metered.effective_tflops
+        if used is None or used >= SATURATED_RATIO * (self.share.quota.tflops_limit if under is None else under):
+            return ceiling
+        return min(ceiling, GROWTH_RATIO * used)
+
+
+def _divide(crew: Sequence[_Member], total: float) -> list[float]:
+    ceilings = [one.ceiling for one in crew]
+    wants = [one.wants(ceiling) for one, ceiling in zip(crew, ceilings, strict=True)]
     if sum(wants) <= total:
         return ceilings
-    requests = [share.quota.tflops_request for share in shares]
-    levels = levels_of([share.worker.qos for share in shares])
+    requests = [one.share.quota.tflops_request for one in crew]
+    levels = levels_of([one.share.worker.qos for one in crew])
     inside = list(map(min, wants, requests))
     on_credit = [
-        want if _has_credit(share, credit_of) else least
-        for want, least, share in zip(wants, inside, shares, strict=True)
+        least if one.credit is not None and one.credit.spent else want
+        for one, want, least in zip(crew, wants, inside, strict=True)
     ]
-    divided = bases = [0] * len(shares)
+    divided = bases = [0] * len(crew)
     for targets in (inside, on_credit, wants):
         divided = raise_by_level(levels, divided, bases, list(map(_whole, targets)), _whole(total))
         bases = list(map(min, divided, map(_whole, requests)))
@@ -117,37 +135,11 @@ def _divide(
     ]
 
 
-def _ceiling(share: Share, credit: Credit | None) -> float:
-    """Return the limit a worker may have on a device with room: for some, bursts need credit."""
-    limit, request = share.quota.tflops_limit, share.quota.tflops_request
-    poor = share.worker.qos in ONLY_ON_CREDIT and credit is not None and credit.spent
-    return min(request, limit) if poor and request > 0.0 else limit
-
-
-def _wanted(metered: Metered, share: Share, ceiling: float) -> float:
-    used = metered.tflops_used
-    if used is None:
-        return ceiling
-    under = share.quota.tflops_limit if metered.effective_tflops is None else metered.effective_tflops
-    if used >= SATURATED_RATIO * under:
-        return ceiling
-    return min(ceiling, GROWTH_RATIO * used)
-
-
-def _has_credit(share: Share, credit_of: Mapping[WorkerKey, Credit]) -> bool:
-    credit = credit_of.get(_key(share))
-    return credit is None or not credit.spent
-
-
 def _with_limit(share: Share, limit: float) -> Share:
     if limit == share.effective.tflops_limit:
         return share
     effective = msgspec.structs.replace(share.effective, tflops_limit=limit)
     return msgspec.structs.replace(share, effective=effective)
-
-
-def _key(share: Share) -> WorkerKey:
-    return (*id_of(share.worker), share.quota.uuid)
 
 
 def _whole(tflops: float) -> int:

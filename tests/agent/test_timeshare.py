@@ -24,19 +24,15 @@ def share(name: str, request: float, limit: float, qos: QoS = QoS.MEDIUM) -> Sha
     return Share(Worker(name, "ns", name, "main", "load", qos), quota, quota)
 
 
-def key(name: str) -> tuple[str, str, str]:
-    return (name, "main", GPU)
-
-
 def limits(
     shares: list[Share],
     used: Mapping[str, float | None],
     under: Mapping[str, float] | None = None,
     credit: Mapping[str, Credit] | None = None,
 ) -> dict[str, float]:
-    metered = {key(name): Metered(value, (under or {}).get(name)) for name, value in used.items()}
-    credit_of = {key(name): one for name, one in (credit or {}).items()}
-    found = share_time(shares, metered, credit_of, {GPU: TOTAL})
+    names = [one.worker.pod_uid for one in shares]
+    metered = [Metered(used[name], (under or {}).get(name)) if name in used else None for name in names]
+    found = share_time(shares, metered, [(credit or {}).get(name) for name in names], {GPU: TOTAL})
     return {one.worker.pod_uid: one.effective.tflops_limit for one in found}
 
 
@@ -86,8 +82,7 @@ def test_a_worker_whose_limit_cannot_be_moved_while_it_runs_is_left_alone() -> N
 
 def test_a_device_of_unknown_capacity_is_left_alone() -> None:
     both = [share("a", 20, 80), share("b", 20, 80)]
-    metered = {key(name): Metered(79.0, None) for name in ("a", "b")}
-    assert share_time(both, metered, {}, {}) == tuple(both)
+    assert share_time(both, [Metered(79.0, None)] * 2, [None] * 2, {}) == tuple(both)
 
 
 def test_credit_is_earned_under_the_request_and_spent_above_it() -> None:
@@ -215,7 +210,7 @@ def test_on_a_full_device_head_room_goes_to_work_before_it_goes_to_idleness() ->
         )
         attribution = Attribution(float(second), uses, ())
         layout = lay_out(document, workers, attribution, layout)
-        working = activity.working_bytes(layout, attribution)
+        working = activity.working_bytes(layout, attribution, {GPU: 30 * GIB})
         wanted = [
             Claim(worker, quota, 3 * GIB, working.get(place, 2**62)) for place, (worker, quota) in layout.places.items()
         ]
