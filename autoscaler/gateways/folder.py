@@ -231,7 +231,5 @@ class FolderCluster:
         found = (
             problem for file in self._files.values() for document in file.documents for problem in document.problems
         )
-        return ClusterView(
-            **{field: tuple(items) for field, items in sorted_out.items()},
-            problems=(*found, *self._duplicates),
-        )
+        kinds: dict[str, Any] = {field: tuple(items) for field, items in sorted_out.items()}
+        return ClusterView(**kinds, problems=(*found, *self._duplicates))
