@@ -20,6 +20,7 @@ from autoscaler.kube.agent_pods import AgentPods
 from autoscaler.kube.client import JSON, MERGE_PATCH, KubeClient, StatusError
 from autoscaler.kube.cluster import KubeCluster
 from autoscaler.kube.lease import LeaseElector, Terms
+from autoscaler.kube.patience import Patience, patience_of
 from autoscaler.model.steps import Scale
 from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.settings import Settings
@@ -81,16 +82,16 @@ async def town(cluster: ApiServer, namespace: str) -> AsyncIterator[Town]:
     await made.close()
 
 
-def employ(town: Town, client: KubeClient) -> None:
-    """Let the town's passes be made with another client's rights."""
-    town.here = Here(KubeCluster(client, town.clock), town.namespace)
+def employ(town: Town, client: KubeClient, patience: Patience | None = None) -> None:
+    """Let the town's passes be made with another client's rights; with `patience` it watches, as a process does."""
+    town.here = Here(KubeCluster(client, town.clock, patience), town.namespace)
     settings = Settings(scrape_interval_seconds=60, settle_seconds=0, history_seconds=86400)
     town.controller = Controller(World(town.clock, town.history, town.here, town.agents), settings, ControllerMetrics())
 
 
 @needs_manager
 async def test_the_controllers_account_can_do_all_of_its_work(town: Town, controller: KubeClient) -> None:
-    employ(town, controller)
+    employ(town, controller, patience_of(Settings()))
     await town.add_node()
     await town.profile("small", qos="high")
     await town.deploy(auto_limits="true", auto_requests="true", workload_profile="small", workers=2)
