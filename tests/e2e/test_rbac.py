@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +31,7 @@ from autoscaler.kube.cluster import KubeCluster
 from autoscaler.kube.lease import LeaseElector, Terms
 from autoscaler.kube.patience import Patience, patience_of
 from autoscaler.model.steps import Scale
+from autoscaler.model.workload import ref_of
 from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.settings import Settings
 from tests.e2e.apiserver import ApiServer, missing_manager_reason, missing_reason
@@ -118,8 +128,6 @@ async def test_the_controllers_account_can_scale_owners_and_workloads(town: Town
     snapshot = await town.here.read()
     (owner,) = [one for one in snapshot.owners if one["kind"] == "Deployment"]
     (workload,) = snapshot.workloads
-    from autoscaler.model.workload import ref_of
-
     await town.here.write(Scale(ref_of(owner), 3))
     await town.here.write(Scale(ref_of(workload), 3))
 
@@ -135,8 +143,6 @@ async def test_the_controllers_account_can_lead(installed: str, controller: Kube
 
     async def term(number: int) -> None:
         led.append(number)
-
-    import asyncio
 
     stop = asyncio.Event()
     await asyncio.wait_for(elector.lead(term, stop, lambda _leader, _error: None), 60)
@@ -242,9 +248,7 @@ CASES = sorted(denied("here", "there"))
 @pytest.fixture(scope="module")
 def settled(cluster: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ApiServer]]:
     """Return a namespace with accounts and rights that stay for all cases, and the server as the controller sees it."""
-    import secrets as chance
-
-    name = f"test-{chance.token_hex(4)}"
+    name = f"test-{secrets.token_hex(4)}"
     assert cluster.run("create", "namespace", name).returncode == 0
     grants = [
         one for one in yaml.safe_load_all(PLAIN.read_text().replace("tf-autoscaler", name)) if one["kind"] in GRANTS
@@ -454,9 +458,6 @@ async def test_when_everything_is_uninstalled_workloads_stay_as_they_are(
 
 async def refused(run_pass: Callable[[], Awaitable[object]]) -> None:
     """Wait until the server refuses what it granted; it answers from caches for a moment."""
-    import asyncio
-    import time
-
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
@@ -465,3 +466,51 @@ async def refused(run_pass: Callable[[], Awaitable[object]]) -> None:
             return
         await asyncio.sleep(0.2)
     raise AssertionError("rights that were taken away still work")
+
+
+def variables_of_the_controller(namespace: str) -> dict[str, str]:
+    found = yaml.safe_load_all(PLAIN.read_text().replace("tf-autoscaler", namespace))
+    (deployment,) = [
+        one for one in found if one["kind"] == "Deployment" and one["metadata"]["name"].endswith("-controller")
+    ]
+    entries = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    return {entry["name"]: entry["value"] for entry in entries if "value" in entry}
+
+
+def test_the_controller_becomes_ready_as_the_manifest_starts_it(
+    cluster: ApiServer, installed: str, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Where it would run, kubelet writes these; a dry run, because it sees all namespaces of this server.
+    here = {
+        "TF_AUTOSCALER_KUBECONFIG": str(acting_as(cluster, installed, "controller", tmp_path).kubeconfig),
+        "TF_AUTOSCALER_LISTEN": f"127.0.0.1:{port}",
+        "TF_AUTOSCALER_STATE_DIR": str(tmp_path / "state"),
+        "TF_AUTOSCALER_PROMETHEUS_URL": "http://127.0.0.1:1",
+    }
+    (tmp_path / "state").mkdir()
+    environment = os.environ | variables_of_the_controller(installed) | here
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "autoscaler", "run", "--dry-run"]
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            end = time.monotonic() + 120
+            while (status := ready_status(port)) != 200 and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.2)
+            assert status == 200, (tmp_path / "log").read_text()[-3000:]
+        finally:
+            process.terminate()
+            code = process.wait(timeout=120)
+    assert code == 0, (tmp_path / "log").read_text()[-3000:]
+
+
+def ready_status(port: int) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
