@@ -44,7 +44,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 PLAIN = ROOT / "deploy" / "tf-autoscaler.yaml"
 GRANTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-WITH_SECRETS = ROOT / "tests" / "chart" / "golden" / "everything.yaml"
+WITH_EXTRAS = ROOT / "tests" / "chart" / "golden" / "everything.yaml"
 
 needs_manager = pytest.mark.skipif(bool(missing_manager_reason()), reason=missing_manager_reason() or "controllers run")
 
@@ -339,7 +339,7 @@ def acting_as_default(cluster: ApiServer, namespace: str, folder: Path) -> ApiSe
 async def test_a_scalers_key_is_readable_where_it_was_listed_and_nowhere_else(
     cluster: ApiServer, installed: str, controller: KubeClient
 ) -> None:
-    golden = list(yaml.safe_load_all(WITH_SECRETS.read_text()))
+    golden = list(yaml.safe_load_all(WITH_EXTRAS.read_text()))
     grants = [one for one in golden if one and one["metadata"]["name"].endswith("-scaler-keys")]
     assert len(grants) == 2
     for one in grants:
@@ -355,6 +355,58 @@ async def test_a_scalers_key_is_readable_where_it_was_listed_and_nowhere_else(
     for place in ((installed, "other"), ("default", "scaler-key")):
         with pytest.raises(ClusterError, match="403"):
             await reader.secret(*place)
+
+
+@pytest.fixture
+def rollouts(cluster: ApiServer, installed: str) -> Iterator[str]:
+    """Define a kind of owner with a scale subresource, allow the controller to scale it, make one; return its group."""
+    group = f"{secrets.token_hex(4)}.test"
+    (role,) = [
+        one
+        for one in yaml.safe_load_all(WITH_EXTRAS.read_text())
+        if one and one["kind"] == "ClusterRole" and one["metadata"]["name"].endswith("-controller")
+    ]
+    role["rules"] = [rule | {"apiGroups": [group]} for rule in role["rules"] if rule["apiGroups"] == ["argoproj.io"]]
+    role["metadata"]["name"] = f"{installed}-extra"
+    account = {"kind": "ServiceAccount", "name": f"{installed}-controller", "namespace": installed}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": f"{installed}-extra"}
+    binding = role | {"kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [account]}
+    binding.pop("rules")
+    free = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {
+        "name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": free},
+        "subresources": {"scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}},
+    }  # fmt: skip
+    names = {"kind": "Rollout", "plural": "rollouts"}
+    spec = {"group": group, "names": names, "scope": "Namespaced", "versions": [version]}
+    head = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
+    definition = head | {"metadata": {"name": f"rollouts.{group}"}, "spec": spec}
+    assert cluster.run("apply", "-f", "-", stdin=yaml.safe_dump_all([definition, role, binding])).returncode == 0
+    established = cluster.run("wait", "--for=condition=Established", f"crd/rollouts.{group}", "--timeout=120s")
+    assert established.returncode == 0, established.stderr
+    metadata = {"name": "web", "namespace": installed}
+    one = {"apiVersion": f"{group}/v1", "kind": "Rollout", "metadata": metadata, "spec": {"replicas": 1}}
+    end = time.monotonic() + 60
+    while (made := cluster.run("create", "-f", "-", stdin=json.dumps(one))).returncode and time.monotonic() < end:
+        time.sleep(0.2)
+    assert made.returncode == 0, made.stderr
+    yield group
+    for kind, name in (("crd", f"rollouts.{group}"), ("clusterrole", f"{installed}-extra"), ("clusterrolebinding", f"{installed}-extra")):  # fmt: skip
+        cluster.run("delete", kind, name, "--wait=false")
+
+
+async def test_an_owner_of_another_kind_can_be_read_and_scaled_where_it_was_listed_and_not_changed(
+    installed: str, rollouts: str, controller: KubeClient
+) -> None:
+    path = of_group(f"{rollouts}/v1", installed, "rollouts", "/web")
+    assert (await controller.request("GET", path))["spec"]["replicas"] == 1
+    assert (await controller.request("GET", f"{path}/scale"))["spec"]["replicas"] == 1
+
+    scaled = await controller.request("PATCH", f"{path}/scale", {}, {"spec": {"replicas": 2}}, MERGE_PATCH)
+
+    assert scaled["spec"]["replicas"] == 2
+    assert await answer_to(controller, "PATCH", path) == 403
+    assert await answer_to(controller, "DELETE", path) == 403
 
 
 def never_called(namespace: str) -> dict[str, Any]:
