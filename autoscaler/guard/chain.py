@@ -96,7 +96,8 @@ def guard(fleet: Fleet, wanted: Wanted, memory: Memory, limits: Limits, *, told:
 
 def at_rest(fleet: Fleet, wanted: Wanted, memory: Memory) -> bool:
     """Tell whether nothing wants to move: then guarding changes nothing but what is shown. Forgets waits to shrink."""
-    rests = not ((wanted.figure != fleet.current) & ~np.isnan(wanted.figure)).any()
+    moves = wanted.figure != fleet.current
+    rests = not (moves.any() and (moves & ~np.isnan(wanted.figure)).any())
     if rests:
         memory["shrink_since"][:] = np.nan
     return rests

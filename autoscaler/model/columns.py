@@ -27,75 +27,89 @@ Condition = Bools | bool
 
 def where(condition: Condition, yes: Some, no: Some) -> Floats:
     """Return `yes` where the condition holds, else `no`."""
+    if condition is True:
+        return yes  # type: ignore[return-value]
     if isinstance(condition, np.ndarray):
         return np.where(condition, yes, no)
-    return cast("Floats", yes if condition else no)
+    return yes if condition else no  # type: ignore[return-value]
 
 
 def isnan(values: Some) -> Bools:
     """Return what is not known."""
-    return cast("Bools", values != values)  # noqa: PLR0124  quicker than the function, and the same
+    return values != values  # type: ignore[return-value]  # noqa: PLR0124  quicker than the function, and the same
 
 
 def without(condition: Condition) -> Bools:
     """Return where the condition does not hold."""
-    return ~condition if isinstance(condition, np.ndarray) else cast("Bools", not condition)
+    return ~condition if isinstance(condition, np.ndarray) else not condition  # type: ignore[return-value]
 
 
 def fmax(one: Some, other: Some) -> Floats:
     """Return the larger one; of two of which one is not known, the other."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return np.fmax(one, other)
-    return cast("Floats", one if one >= other or isnan(other) else other)
+    return one if one >= other or other != other else other  # type: ignore[return-value]  # noqa: PLR0124
 
 
 def fmin(one: Some, other: Some) -> Floats:
     """Return the smaller one; of two of which one is not known, the other."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return np.fmin(one, other)
-    return cast("Floats", one if one <= other or isnan(other) else other)
+    return one if one <= other or other != other else other  # type: ignore[return-value]  # noqa: PLR0124
 
 
 def maximum(one: Some, other: Some) -> Floats:
     """Return the larger one; what is not known stays not known."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return np.maximum(one, other)
-    return cast("Floats", one if one >= other or isnan(one) else other)
+    return one if one >= other or one != one else other  # type: ignore[return-value]  # noqa: PLR0124
 
 
 def minimum(one: Some, other: Some) -> Floats:
     """Return the smaller one; what is not known stays not known."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return np.minimum(one, other)
-    return cast("Floats", one if one <= other or isnan(one) else other)
+    return one if one <= other or one != one else other  # type: ignore[return-value]  # noqa: PLR0124
 
 
 def ratio(part: Some, whole: Some) -> Floats:
     """Return `part / whole`; what comes of a division by zero is told by no warning."""
     if not isinstance(whole, np.ndarray) and whole:
-        return cast("Floats", part / whole)
+        return part / whole  # type: ignore[return-value]
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.divide(part, whole)
+
+
+def power(values: Floats, exponent: float) -> Floats:
+    """Return a power, the same to the last bit whether of an array's element or of a number."""
+    return np.power(values, exponent) if isinstance(values, np.ndarray) else _power(values, exponent)
+
+
+@lru_cache(maxsize=256)
+def _power(value: float, exponent: float) -> Floats:
+    """Return a number's power; it is a knob's most of the time."""
+    return cast("Floats", float(np.power(value, exponent)))
 
 
 def largest(known: Floats | Row) -> Floats:
     """Return the largest of each row, (W, N) without NaN to (W,)."""
     if isinstance(known, Row):
-        return cast("Floats", max(known.values))
-    return cast("Floats", known.max(axis=1))
+        return max(known.values)
+    highest: Floats = known.max(axis=1)
+    return highest
 
 
 def beside(columns: Sequence[Some]) -> Floats:
     """Return columns (W,) side by side."""
     if isinstance(columns[0], np.ndarray):
         return np.stack(columns, axis=1)
-    return cast("Floats", Row(np.array(columns)))
+    return Row(np.array(columns))  # type: ignore[return-value]
 
 
 def last_known(values: Floats | Row, before: Floats) -> Floats:
     """Return each row's newest known value, (W, T) to (W,), else what was known before."""
     if isinstance(values, Row):
-        return cast("Floats", next((value for value in reversed(values.values) if not isnan(value)), before))
+        return next((value for value in reversed(values.values) if not isnan(value)), before)
     latest = values[:, -1]
     if not np.isnan(latest).any():
         return latest
@@ -128,7 +142,7 @@ class InColumns(Mapping[str, Floats]):
 
 def alone(fleet: Fleet) -> Fleet:
     """Return a fleet of one as numbers and `Row`s: what an estimator of amounts reads of it."""
-    knobs = numbers_of(fleet.knobs)
+    knobs, orders = numbers_of(fleet.knobs), fleet.orders
     number = SimpleNamespace(
         now=fleet.now,
         current=Row(fleet.current[0]),
@@ -137,9 +151,11 @@ def alone(fleet: Fleet) -> Fleet:
         live=Row(fleet.live[0]),
         prior=knobs.prior,
         knobs=knobs,
-        ordered=Row(fleet.ordered[0]),
-        orders=SimpleNamespace(figure=Row(fleet.orders.figure[0])),
+        orders=orders,
     )
+    if orders.is_any:
+        number.ordered = Row(fleet.ordered[0])
+        number.orders = SimpleNamespace(is_any=True, figure=Row(orders.figure[0]))
     return cast("Fleet", number)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Row, Rows
-from autoscaler.model.usage import Bools, Floats, Floats32, Ints, Usage
+from autoscaler.model.usage import Bools, Floats, Floats32, Ints, Usage, WorkloadKey
 
 
 class Bins(NamedTuple):
@@ -37,7 +38,17 @@ class Bins(NamedTuple):
 
 def in_row_order(memory: Rows, usage: Usage) -> Bins:
     """Return a window's usage in the order of the memory's rows."""
-    window, order = usage.window, _order(memory, usage)
+    return _of_one(usage, memory.keys) if len(memory.keys) == 1 else _in_order(usage, memory.keys)
+
+
+@lru_cache(maxsize=1)
+def _of_one(usage: Usage, keys: tuple[WorkloadKey, ...]) -> Bins:
+    """Remember a single worker's: it is learnt from first, and then held against the figures in force."""
+    return _in_order(usage, keys)
+
+
+def _in_order(usage: Usage, keys: tuple[WorkloadKey, ...]) -> Bins:
+    window, order = usage.window, _order(usage, keys)
     peak, ceiling, total = (_laid(one, order, np.nan) for one in (usage.peak, usage.ceiling, usage.total))
     return Bins(
         ends=window.start + window.step * np.arange(1, window.bins + 1, dtype=np.float64),
@@ -54,12 +65,12 @@ def in_row_order(memory: Rows, usage: Usage) -> Bins:
     )
 
 
-def _order(memory: Rows, usage: Usage) -> Ints | None:
-    """Return the usage's row of each of the memory's rows, -1 for none (W,); None where they are the same."""
-    if usage.keys == memory.keys:
+def _order(usage: Usage, keys: tuple[WorkloadKey, ...]) -> Ints | None:
+    """Return the usage's row of each of these workloads, -1 for none (W,); None where they are the same."""
+    if usage.keys == keys:
         return None
     row_of = {key: row for row, key in enumerate(usage.keys)}
-    return np.array([row_of.get(key, -1) for key in memory.keys], dtype=np.int64)
+    return np.array([row_of.get(key, -1) for key in keys], dtype=np.int64)
 
 
 def _laid(values: Floats32 | Bools, order: Ints | None, fill: float) -> Floats:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autoscaler.model.columns import InColumns, alone, where
 from autoscaler.model.decision import Field
@@ -47,8 +45,8 @@ def _recommend_amounts(fleet: Fleet, memory: Learnt) -> Wanted:
     if len(fleet) == 1:
         one, learnt = alone(fleet), memory.alone()
         amounts = _amounts(one, learnt, newest_alone(learnt, one), None)
-    else:
-        amounts = _amounts(fleet, memory, newest(memory, fleet), None)
+        return _wanted(fleet, memory, (*amounts, kept(one.current[:, Field.REPLICAS])))
+    amounts = _amounts(fleet, memory, newest(memory, fleet), None)
     return _wanted(fleet, memory, (*amounts, kept(fleet.current[:, Field.REPLICAS])))
 
 
@@ -66,29 +64,24 @@ def _amounts(
 
 
 def _wanted(fleet: Fleet, memory: Learnt, estimates: Sequence[Estimate]) -> Wanted:
-    rows = len(fleet)
+    shape = len(estimates), len(fleet)
+    band = np.array([(one.figure, one.lower, one.upper) for one in estimates]).reshape(len(estimates), 3, len(fleet)).T
+    codes = np.array([one.cause for one in estimates], dtype=np.int8).reshape(shape)
+    urgent = np.array([one.urgent for one in estimates], dtype=np.bool_).reshape(shape)
     wanted = Wanted(
-        figure=_laid([one.figure for one in estimates], rows),
-        lower=_laid([one.lower for one in estimates], rows),
-        upper=_laid([one.upper for one in estimates], rows),
-        cause=_laid([one.cause for one in estimates], rows, np.int8),
-        urgent=_laid([one.urgent for one in estimates], rows, np.bool_),
+        figure=band[:, 0].copy(),
+        lower=band[:, 1].copy(),
+        upper=band[:, 2].copy(),
+        cause=codes.T.copy(),
+        urgent=urgent.T.copy(),
         inputs={field: InColumns(one.inputs) for field, one in zip(Field, estimates, strict=True)},
         samples=memory["samples"].copy(),
         first_at=memory["first_at"].copy(),
         last_at=memory["last_at"].copy(),
-        trouble_at=_laid([memory["saturated_at"], memory["oom_at"]], rows),
-        trouble_samples=_laid([memory["saturated"], np.ones(rows)], rows),
+        trouble_at=np.array([memory["saturated_at"], memory["oom_at"]]).T.copy(),
+        trouble_samples=np.array([memory["saturated"], np.ones(len(fleet))]).T.copy(),
     )
     return lay_over(fleet, wanted)
-
-
-def _laid(columns: Sequence[NDArray[Any]], rows: int, dtype: type[np.generic] = np.float64) -> NDArray[Any]:
-    """Return columns (W,) or numbers side by side."""
-    laid = np.empty((rows, len(columns)), dtype=dtype)
-    for place, column in enumerate(columns):
-        laid[:, place] = column
-    return laid
 
 
 def _covering(fleet: Fleet, field: Field, weighed: Balance | None, estimate: Estimate) -> Estimate:
@@ -104,4 +97,4 @@ def _covering(fleet: Fleet, field: Field, weighed: Balance | None, estimate: Est
 def _in_effect(fleet: Fleet, field: Field, wanted: Floats) -> Floats:
     """Return the ordered figure, else the wanted one where its layer is applied, else the one in force."""
     layer = where(fleet.knobs.mode[:, field] == ON, wanted, fleet.current[:, field])
-    return where(fleet.ordered[:, field], fleet.orders.figure[:, field], layer)
+    return where(fleet.ordered[:, field], fleet.orders.figure[:, field], layer) if fleet.orders.is_any else layer

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
+from autoscaler.model.columns import isnan
 from autoscaler.model.proposal import Codes
 from autoscaler.model.reasons import CAUSE_CODE, Cause
 from autoscaler.model.usage import Bools, Floats
@@ -27,9 +28,9 @@ class Estimate:
     inputs: dict[str, Floats]
 
 
-def choose(current: Floats, rules: tuple[tuple[Bools, Floats, Cause], ...]) -> tuple[Floats, Codes]:
+def choose(current: Floats | Any, rules: tuple[tuple[Bools, Floats, Cause], ...]) -> tuple[Floats, Codes]:
     """Return per workload the figure and cause of the first rule whose condition holds, else the one in force."""
-    if not np.ndim(current):
+    if not isinstance(current, np.ndarray):
         holding = ((value, why) for condition, value, why in rules if condition)
         value, why = next(holding, (current, Cause.UNCHANGED))
         return value, cast("Codes", CAUSE_CODE[why])
@@ -42,5 +43,5 @@ def choose(current: Floats, rules: tuple[tuple[Bools, Floats, Cause], ...]) -> t
 
 def kept(current: Floats) -> Estimate:
     """Return the estimate (W,) of a field that nobody asks to move."""
-    calm = np.zeros(current.shape, dtype=np.bool_)
-    return Estimate(current, current, current, choose(current, ())[1], calm, {})
+    figure, cause = choose(current, ())
+    return Estimate(figure, figure, figure, cause, isnan(current), {})

@@ -67,7 +67,7 @@ def features(bins: Bins, original: Floats, horizon: int, days: Ints) -> Features
         peaks, means = np.where(known, peaks, 0.0), np.where(known, means, 0.0)
         # how many of the last k bins are known, for any k, from one pass
         count = np.cumsum(known[:, ::-1], axis=1, dtype=np.int64)[:, MEAN_BINS - 1]
-    total = np.cumsum(means[:, ::-1], axis=1, dtype=np.float64)[:, MEAN_BINS - 1]
+    total = np.add.accumulate(means[:, ::-1].astype(np.float64), axis=1)[:, MEAN_BINS - 1]
     bins_known = count[:, 2]
     counted = np.maximum(count, 1)
     scale = np.maximum(peaks.sum(axis=1) / counted[:, 2], SCALE_FLOOR_RATIO * original)

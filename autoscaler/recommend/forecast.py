@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, cast
 
 import numpy as np
 
-from autoscaler.model.columns import beside, isnan, ratio, where, without
+from autoscaler.model.columns import beside, isnan, power, ratio, where, without
 from autoscaler.model.decision import Field
 from autoscaler.model.defaults import DAY
 from autoscaler.model.fleet import Fleet
@@ -153,10 +153,8 @@ def _close(series: Rows, number: int, fleet: Fleet, model: ForecastModel | None)
         return
     rows = past.forecast_rows(fleet)
     everyone = len(rows) == len(fleet)
-    horizons = fleet.knobs.forecast_horizon[rows]
-    for asked in set(horizons.tolist()):
+    for asked, chosen in _by_horizon(fleet.knobs.forecast_horizon[rows]):
         horizon = model.nearest(asked)
-        chosen = np.flatnonzero(horizons == asked)
         for start in range(0, len(chosen), ROWS_AT_ONCE):
             block = chosen[start : start + ROWS_AT_ONCE]
             places: slice | Ints = block
@@ -165,6 +163,14 @@ def _close(series: Rows, number: int, fleet: Fleet, model: ForecastModel | None)
             bins = round(horizon / BIN_SECONDS)
             _score(series, places, number, bins)
             _forecast(series, (places, places if everyone else rows[places]), fleet, (bins, model.heads[horizon]))
+
+
+def _by_horizon(horizons: Floats) -> list[tuple[float, Ints]]:
+    """Return the horizons (W,) that are asked for, and the rows that do."""
+    distinct = set(horizons.tolist())
+    if len(distinct) == 1:
+        return [(distinct.pop(), np.arange(len(horizons)))]
+    return [(asked, np.flatnonzero(horizons == asked)) for asked in distinct]
 
 
 def _score(series: Rows, places: slice | Ints, number: int, horizon: int) -> None:
@@ -221,7 +227,7 @@ def _season_weight(losses: Floats, model: Ints, there: Bools) -> Floats:
     """Return the share of the season's head (W,)."""
     plain, season = losses[:, 0], losses[:, 1]
     worse = ratio(season, plain)
-    weight = where(worse <= WORST_RATIO, 1 / (1 + np.power(worse, LOSS_POWER)), 0.0)
+    weight = where(worse <= WORST_RATIO, 1 / (1 + power(worse, LOSS_POWER)), 0.0)
     weight = where(isnan(worse), UNSCORED_WEIGHT, weight)
     weight = where(model == FORECAST_CODE["linear"], UNSCORED_WEIGHT, weight)
     weight = where(there, weight, 0.0)

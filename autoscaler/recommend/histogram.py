@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, cast
 
 import numpy as np
@@ -49,7 +49,22 @@ ROWS_AT_ONCE: Final = 256
 def decay(weights: Floats32, seconds: float, half_life: Floats) -> None:
     """Age all samples of all rows in place; `half_life` (W,) in seconds."""
     if seconds > 0:
-        weights *= np.exp2(-seconds / half_life).astype(np.float32)[:, None]
+        weights *= left(np.array([[seconds]]), half_life).astype(np.float32)
+
+
+def left(ages: Floats, half_life: Floats) -> Floats:
+    """Return what is left of a sample's weight at these ages (1, T) in seconds with each half-life (W,), (W, T)."""
+    if half_life.size == 1:
+        return _left(tuple(ages[0].tolist()), half_life.item())
+    return np.exp2(-ages / half_life[:, None])
+
+
+@lru_cache(maxsize=256)
+def _left(ages: tuple[float, ...], half_life: float) -> Floats:
+    """Remember it: every window of a replay has the same bins."""
+    shares = np.exp2(-np.array([ages]) / half_life)
+    shares.flags.writeable = False
+    return shares
 
 
 def add(weights: Floats32, buckets: Buckets, values: Floats, sample_weights: Floats) -> None:

@@ -5,6 +5,7 @@ Formulas: activity-gated VRAM levels and decaying histograms over 60 s bins; see
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Bools, Floats, Usage
 from autoscaler.recommend.bins import Bins, blocks, in_row_order
 from autoscaler.recommend.forecast import observe
-from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, add_at, decay
+from autoscaler.recommend.histogram import COMPUTE_BUCKETS, VRAM_BUCKETS, add_at, decay, left
 from autoscaler.recommend.memory import NEVER, UNTIL, Learnt
 from autoscaler.recommend.series import Samples
 
@@ -157,6 +158,7 @@ def _after_bin(before: _Activity, bins: Bins, column: int, end: float) -> tuple[
     return after, active, peak
 
 
+@lru_cache(maxsize=16)
 def _share_gain(step: float) -> float:
     return float(1 - 2 ** (-step / SHARE_HALF_LIFE_SECONDS))
 
@@ -175,7 +177,7 @@ def _keep_peaks(peaks: Floats, parts: list[tuple[int, slice, bool]], values: Flo
 
 def _add_samples(memory: Rows, bins: Bins, samples: tuple[Floats, Bools], fleet: Fleet) -> None:
     stored, active = samples
-    age = bins.ends[-1] - bins.ends
+    age = (bins.ends[-1] - bins.ends)[None, :]
     elapsed = float(bins.ends[-1]) - memory.marks.get(UNTIL, float(bins.ends[-1]))
     knobs, vram_half_life = fleet.knobs, np.full(len(memory.keys), VRAM_HALF_LIFE_SECONDS)
     compute, known = COMPUTE_BUCKETS.index(stored), ~np.isnan(stored)
@@ -187,7 +189,7 @@ def _add_samples(memory: Rows, bins: Bins, samples: tuple[Floats, Bools], fleet:
     ):
         weights = memory.weights(name)
         decay(weights, elapsed, half_life)
-        add_at(weights, places, counted, np.exp2(-age / half_life[:, None]))
+        add_at(weights, places, counted, left(age, half_life))
 
 
 def _keep_latest(memory: Rows, bins: Bins) -> None:

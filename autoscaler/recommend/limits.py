@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from autoscaler.model import defaults
-from autoscaler.model.columns import fmax, isnan, largest, maximum, minimum, where, without
+from autoscaler.model.columns import fmax, isnan, largest, maximum, minimum, power, where, without
 from autoscaler.model.decision import Field
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.reasons import Cause
@@ -45,7 +45,7 @@ def compute_limits(fleet: Fleet, memory: Rows, request: Floats, forecast: Foreca
     lower_ratio = where(isnan(inputs["percentile"]), LOWER_RATIO, 1.0)
     streak = memory["saturated"]
     saturated = (streak > 0) & _judged(memory, current)
-    step = np.power(fleet.knobs.scale_up_step, where(streak > 1, 2, 1))
+    step = where(streak > 1, power(fleet.knobs.scale_up_step, 2), fleet.knobs.scale_up_step)
     probe = fmax(step * current, inputs.pop("learnt"))
     # Saturation is a shortage that was answered by a raise: after it lowering waits as long as after one.
     since, wait = fleet.now - memory["saturated_at"], fleet.knobs.down_cool_down[:, Field.COMPUTE_LIMIT]

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from autoscaler.model import defaults
-from autoscaler.model.columns import fmax, isnan, largest, maximum, minimum, ratio, where, without
+from autoscaler.model.columns import fmax, isnan, largest, maximum, minimum, power, ratio, where, without
 from autoscaler.model.decision import Field
 from autoscaler.model.defaults import MINUTE
 from autoscaler.model.fleet import Fleet
@@ -100,7 +100,7 @@ class _Ahead:
             # Only an explicit buffer counts: the quantile of a maximum has its margin in it.
             buffer = knobs.request_buffer[:, Resource.VRAM]
             used = where(knobs.forecast_layers[:, 0] > 0, 1 + where(isnan(buffer), 0.0, buffer), np.nan)
-            self.target, self.line = used * forecast.at(level), used * forecast.at(np.power(level, LINE_POWER))
+            self.target, self.line = used * forecast.at(level), used * forecast.at(power(level, LINE_POWER))
             named = {"forecast_target": self.target, "forecast_line": self.line}
             self.inputs = {**named, "forecast_quantile": level, "forecast_ratio": used, **forecast.inputs(used)}
         self.speaks: Bools = without(isnan(self.target))

@@ -12,7 +12,7 @@ from autoscaler.model.defaults import MINUTE
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.rows import Row, Rows
 from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Bools, Floats, Usage
-from autoscaler.recommend.bins import in_row_order
+from autoscaler.recommend.bins import Bins, in_row_order
 from autoscaler.recommend.memory import WATCHED_AT
 
 
@@ -20,21 +20,27 @@ def watch(memory: Rows, usage: Usage, fleet: Fleet) -> None:
     """Hold a window's bins against the figures in force: exceedances, saturation, out-of-memory floors."""
     bins = in_row_order(memory, usage)
     _note_changes(memory, fleet)
-    request, limit = (fleet.current[:, field, None] for field in (Field.COMPUTE_REQUEST, Field.COMPUTE_LIMIT))
-    ceiling = bins.compute_ceiling
+    above, oom = bins.compute > fleet.current[:, Field.COMPUTE_REQUEST, None], bins.ooms > 0
+    if above.any() or oom.any() or bins.clipped.any() or memory["saturated"].any():
+        _hold_against(memory, bins, fleet, (above, oom))
+    memory.marks[WATCHED_AT] = fleet.now
+
+
+def _hold_against(memory: Rows, bins: Bins, fleet: Fleet, short: tuple[Bools, Bools]) -> None:
+    """Take in a window in which, or just before which, something was short; `short`: above the request, killed."""
+    above, oom = short
+    limit, ceiling = fleet.current[:, Field.COMPUTE_LIMIT, None], bins.compute_ceiling
     near = bins.compute >= (SATURATED_RATIO - SATURATION_SLACK_RATIO) * ceiling
     whole = bins.ends - bins.step >= memory["limit_changed_at"][:, None]
     # A worker that did not have the limit in force yet says nothing about it: a slow node must not raise it twice.
     under = ceiling < SATURATED_RATIO * limit
     saturated = bins.clipped & (near | whole) & ~under
     silent = np.isnan(bins.compute) | under | ~whole  # a bin that straddles the change tells nothing either way
-    above, oom = bins.compute > request, bins.ooms > 0
     if saturated.any() or above.any() or oom.any():
         at_death = np.where(np.isnan(bins.vram_ceiling), fleet.current[:, Field.VRAM_LIMIT, None], bins.vram_ceiling)
         _watch_bins(memory, (bins.ends, bins.step), (bins.compute, above, saturated, silent, oom, at_death))
     else:
         memory["saturated"][~silent.all(axis=1)] = 0.0
-    memory.marks[WATCHED_AT] = fleet.now
 
 
 def _watch_bins(memory: Rows, when: tuple[Floats, float], seen: tuple[Any, ...]) -> None:

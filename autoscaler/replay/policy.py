@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +22,16 @@ from autoscaler.model.config import Configuration, LimitsPolicy, Mode, Predictio
 from autoscaler.model.fleet import Fleet, to_fleet
 from autoscaler.model.resources import Amount, Amounts, Resource
 from autoscaler.model.snapshot import Snapshot
-from autoscaler.model.usage import SATURATED_RATIO, SATURATION_SLACK_RATIO, Usage, Window, WorkloadKey, censored
+from autoscaler.model.usage import (
+    SATURATED_RATIO,
+    SATURATION_SLACK_RATIO,
+    Floats,
+    Floats32,
+    Usage,
+    Window,
+    WorkloadKey,
+    censored,
+)
 from autoscaler.model.workload import Discovered, ObjectRef, Worker, Workload
 from autoscaler.recommend import learn, new_memory, recommend, watch
 from autoscaler.state.models import built_in_model
@@ -73,6 +82,7 @@ class Policy:
         for memory in (self.learnt, self.guarded):
             memory.align(self.fleet.keys, self.fleet.uids)
         self.limits = Limits(fresh_seconds=2 * max(self.step, 60.0), changes_per_pass=1, min_samples=MIN_SAMPLES)
+        self.device = np.where(np.isinf(self.fleet.device), np.nan, self.fleet.device).T[:, :, None]
         self._samples = []
         self.urgent = False
         gated = self.has_vram and config.qos not in UNGATED
@@ -119,21 +129,29 @@ class Policy:
     def _usage(self, t: float) -> Usage:
         rows = np.array(self._samples, dtype=float).T
         self._samples.clear()
-        peak = rows[1:3][:, None, :]
-        ceiling = rows[4:6][:, None, :]
-        device = self.fleet.device.T[:, :, None]
-        device = np.where(np.isinf(device), np.nan, device)
+        peak, ceiling = rows[1:3, None], rows[4:6, None]
+        zero, unknown, one = _blank(rows.shape[1])
         return Usage(
-            window=Window(rows[0, 0], t, self.step),
+            window=Window(rows.item(0), t, self.step),
             keys=(KEY,),
             peak=peak.astype(np.float32),
-            total=np.full(peak.shape, np.nan, dtype=np.float32),
+            total=unknown,
             ceiling=ceiling.astype(np.float32),
-            clipped=censored(peak, ceiling, device, np.zeros_like(peak)),
-            ooms=rows[3][None, :].astype(np.float32),
-            workers=np.ones((1, rows.shape[1]), dtype=np.float32),
+            clipped=censored(peak, ceiling, self.device, zero),
+            ooms=rows[3:4].astype(np.float32),
+            workers=one,
             last_seen=np.array([t]),
         )
+
+
+@lru_cache(maxsize=64)
+def _blank(bins: int) -> tuple[Floats, Floats32, Floats32]:
+    """Return what is the same of every window of so many bins: no throttling, unknown totals, one worker."""
+    shape = len(Resource), 1, bins
+    zero, unknown, one = np.zeros(shape), np.full(shape, np.nan, np.float32), np.ones((1, bins), np.float32)
+    for array in (zero, unknown, one):
+        array.flags.writeable = False
+    return zero, unknown, one
 
 
 def policy(qos: QoS, *, predict: bool) -> Policy:
