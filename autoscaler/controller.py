@@ -154,9 +154,9 @@ class Controller:
 
     def _lay_out(self, snapshot: Snapshot) -> Fleet:
         fleet = to_fleet(snapshot, self._before.allowed.fleet if self._before is not None else None)
+        self._backfill.meet(snapshot.discovered.workloads)
         if UNTIL in self.learnt.marks:
             self._backfill.notice(self.learnt.strangers(fleet.keys, fleet.uids), self.learnt.marks[UNTIL])
-        self._backfill.meet(fleet.keys, fleet.uids)
         self.learnt.align(fleet.keys, fleet.uids)
         for row in np.flatnonzero(revise(self.learnt, fleet, self.settings.bin_seconds)):
             log.info("new_revision", workload=str(fleet.keys[row]), then="its history is a prior only")

@@ -1,9 +1,9 @@
 """The older history of workloads that appeared after the fleet's was read: each one's own, once, a few parts a pass.
 
 Prometheus may have days of a workload that is new here: a layer was switched on later, its row of the checkpoint is
-lost. Its history is read backwards, so that one that is really new costs two empty parts; and after the live read,
-which it never delays. What failed is tried again, at most three times. One that took the name of another one begins
-clean: what Prometheus has under it is the other's.
+lost, its object was made anew. Its history is read backwards, so that one that is really new costs two empty parts; and
+after the live read, which it never delays. What failed is tried again, at most three times. One whose owners took the
+name of others begins clean: what Prometheus has under it is theirs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from autoscaler.errors import HistoryError
 from autoscaler.model.usage import Usage, Window, WorkloadKey
+from autoscaler.model.workload import ObjectRef, Workload
 from autoscaler.ports import History
 from autoscaler.read.catchup import Reach
 
@@ -62,26 +63,28 @@ class Backfill:
         self._reach = reach
         self._waiting: deque[_Reading] = deque()
         self._asked: dict[Identity, None] = {}
-        self._fleet: tuple[tuple[WorkloadKey, ...], tuple[str, ...]] = ((), ())
-        self._uids: dict[WorkloadKey, str] = {}
+        self._owners: dict[WorkloadKey, tuple[ObjectRef, ...]] = {}
+        self._namesakes: set[WorkloadKey] = set()
 
-    def meet(self, keys: tuple[WorkloadKey, ...], uids: tuple[str, ...]) -> None:
-        """Remember who bears which name, so that a namesake is not taken for the one before."""
-        if self._fleet == (keys, uids):
-            return
-        self._fleet = keys, uids
-        for key, uid in zip(keys, uids, strict=True):
-            if uid:
-                self._uids.pop(key, None)
-                self._uids[key] = uid
-        while len(self._uids) > max(MAX_REMEMBERED, len(keys)):
-            del self._uids[next(iter(self._uids))]
+    def meet(self, workloads: Iterable[Workload]) -> None:
+        """Remember who bears which name: one whose owners are all others than before is only a namesake."""
+        for workload in workloads:
+            known, owners = self._owners.get(workload.key), workload.owners
+            if not owners or known is owners:
+                continue
+            self._owners[workload.key] = owners
+            if known is not None and not {one.uid for one in known} & {one.uid for one in owners}:
+                self._namesakes.add(workload.key)
+        while len(self._owners) > MAX_REMEMBERED:
+            key = next(iter(self._owners))
+            del self._owners[key]
+            self._namesakes.discard(key)
 
     def notice(self, appeared: Iterable[Identity], until: float) -> None:
         """Queue workloads that nothing is known of; `until` is the end of the last bin that was learnt before them."""
         window = self._reach.due(until + self._reach.settled_seconds, None)
         for identity in appeared:
-            if self._uids.get(identity[0]) not in {None, identity[1]}:
+            if identity[0] in self._namesakes:
                 continue
             # An object that comes later than its workload has a UID then; it is the same one.
             if identity in self._asked or (identity[0], "") in self._asked or not window.bins:

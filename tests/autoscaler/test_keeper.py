@@ -143,7 +143,8 @@ def test_pods_that_go_or_whose_owner_has_gone_found_no_workload() -> None:
     orphan = pod("orphan", marks, ownerReferences=owned_by("ReplicaSet", "gone"))
     found = discover(ClusterView(pods=(going, orphan)), {})
 
-    assert found.workloads == found.broken == ()
+    assert not found.workloads
+    assert not found.broken
     assert [problem.source for problem in found.problems] == ["Pod lab/orphan"]
 
 

@@ -89,7 +89,7 @@ RESOURCES = {
         {"name": "rollouts/scale", "kind": "Scale", "namespaced": True},
     ]
 }
-OBJECT = {
+OBJECT: dict[str, Any] = {
     "metadata": {"name": "chat", "namespace": "lab", "uid": "uid-r", "resourceVersion": "7", "managedFields": [1]},
     "spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": {"volumes": [1], "containers": [{"name": "m"}]}}},
     "status": {"updatedReplicas": 2, "canary": {"weights": 1}},

@@ -147,7 +147,7 @@ class Actor:
         elif isinstance(write, Annotate) and write.ref.kind == "Pod":
             member = self.members[int(write.ref.name.rpartition("-")[2])]
             member.annotations |= {key: text for key, text in write.annotations.items() if text is not None}
-        elif isinstance(write, Annotate):
+        elif isinstance(write, Annotate) and AUTOSCALING_ORIGINAL in write.annotations:
             noted = write.annotations[AUTOSCALING_ORIGINAL]
             self.noted_replicas = None if noted is None else len(self.members)
 
