@@ -44,6 +44,7 @@ _NOT_THERE: Final = frozenset({pynvml.NVML_ERROR_NOT_FOUND})
 QUIET: Final[Mapping[str, frozenset[int]]] = {
     "nvmlDeviceGetProcessUtilization": _IDLE,
     "nvmlDeviceGetSamples": _IDLE,
+    "nvmlDeviceGetMigMode": frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED}),
     "nvmlDeviceGetMigDeviceHandleByIndex": _NOT_THERE,
     "nvmlSystemGetProcessName": _NOT_THERE,
 }

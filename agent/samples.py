@@ -27,7 +27,8 @@ class DeviceSample:
     """One device at one moment; health apart from data, so that a lost GPU stops only its own series.
 
     `sampled_at` is the time of the newest measurement behind the figures. `processes_known` is False when the device
-    cannot list its processes: then no absence from `processes` means idle.
+    cannot list its processes: then no absence from `processes` means idle. `note` says what a healthy one does not
+    tell, and why.
     """
 
     index: int
@@ -42,6 +43,7 @@ class DeviceSample:
     healthy: bool = True
     reason: str = ""
     processes_known: bool = True
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

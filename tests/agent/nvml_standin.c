@@ -7,6 +7,12 @@
  *   sample INDEX PID MICROSECONDS PERCENT        (a sample in the driver's buffer)
  *   steady INDEX PID PERIOD_MICROSECONDS PERCENT (one sample at the end of each period of the wall clock)
  *   mean INDEX MICROSECONDS PERCENT              (a sample of the whole device)
+ *   client INDEX PID BYTES                       (a client of MPS)
+ *   graphics INDEX PID BYTES                     (a process that only draws)
+ *   name PID NAME...
+ *   silicon INDEX MIG GPM CORES MAJOR            (MIG mode, whether it has GPM, CUDA cores, CUDA capability)
+ *   mig INDEX PARENT GI CI SMS SLICES TOTAL USED BUSY CLOCK UUID
+ *                                                (an instance, INDEX 32 and up; BUSY of CLOCK microseconds as GPM has it)
  *   error FUNCTION INDEX CODE                    (INDEX -1: all devices, or a call without one)
  *   quirk NAME                                   (zero_rows: an idle device answers SUCCESS with no rows;
  *                                                 whole_buffer: the time asked from is ignored)
@@ -19,7 +25,7 @@
 #include <time.h>
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, VERSION_MISMATCH = 25 };
-enum { MAX_DEVICES = 32, MAX_ROWS = 8192, MAX_ERRORS = 64 };
+enum { MAX_DEVICES = 32, MAX_INSTANCES = 32, MAX_ROWS = 8192, MAX_ERRORS = 64, MAX_NAMES = 64, SLOTS = 7 };
 
 typedef unsigned long long u64;
 typedef struct { unsigned pid; u64 bytes; unsigned gi, ci; } process_info;
@@ -29,7 +35,13 @@ typedef struct { u64 total, free, used; } memory_v1;
 typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
 typedef struct { unsigned gpu, memory; } rates;
 
-typedef struct { int known; u64 total, used; unsigned percent; char uuid[96], name[96]; } device;
+typedef struct {
+    int known, has_mig, has_gpm, cores, major, parent;
+    u64 total, used, busy, clock;
+    unsigned percent, gi, ci, sms, slices;
+    char uuid[96], name[96];
+} device;
+typedef struct { unsigned pid; char name[128]; } process_name;
 typedef struct { int device; unsigned pid; u64 at, bytes, period; unsigned percent; char kind; } row;
 typedef struct { char function[64]; int device, code; } failure;
 
@@ -37,10 +49,11 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int initialized;
 static struct stat read_stat;
 static char read_path[4096], driver[80];
-static device devices[MAX_DEVICES];
+static device devices[MAX_DEVICES + MAX_INSTANCES];
+static process_name names[MAX_NAMES];
 static row rows[MAX_ROWS];
 static failure failures[MAX_ERRORS];
-static int row_count, failure_count, device_count, zero_rows, whole_buffer;
+static int row_count, failure_count, device_count, name_count, zero_rows, whole_buffer;
 
 static void parse_line(char *line) {
     row r = {0};
@@ -48,6 +61,7 @@ static void parse_line(char *line) {
     failure f = {{0}, 0, 0};
     long long bytes;
     char name[64];
+    process_name named = {0};
     int index;
     if (sscanf(line, "driver %79s", driver) == 1) return;
     if (sscanf(line, "device %d %llu %llu %u %95s %95[^\n]", &index, &d.total, &d.used, &d.percent, d.uuid, d.name) == 6) {
@@ -63,6 +77,23 @@ static void parse_line(char *line) {
         r.kind = 'c';
     } else if (sscanf(line, "mean %d %llu %u", &r.device, &r.at, &r.percent) == 3) {
         r.kind = 'm';
+    } else if (sscanf(line, "client %d %u %lld", &r.device, &r.pid, &bytes) == 3) {
+        r.kind = 'M';
+        r.bytes = (u64)bytes;
+    } else if (sscanf(line, "graphics %d %u %lld", &r.device, &r.pid, &bytes) == 3) {
+        r.kind = 'g';
+        r.bytes = (u64)bytes;
+    } else if (sscanf(line, "name %u %127[^\n]", &named.pid, named.name) == 2) {
+        if (name_count < MAX_NAMES) names[name_count++] = named;
+    } else if (sscanf(line, "silicon %d %d %d %d %d", &index, &d.has_mig, &d.has_gpm, &d.cores, &d.major) == 5) {
+        if (index < 0 || index >= MAX_DEVICES) return;
+        devices[index].has_mig = d.has_mig;
+        devices[index].has_gpm = d.has_gpm;
+        devices[index].cores = d.cores;
+        devices[index].major = d.major;
+    } else if (sscanf(line, "mig %d %d %u %u %u %u %llu %llu %llu %llu %95s", &index, &d.parent, &d.gi, &d.ci, &d.sms,
+                      &d.slices, &d.total, &d.used, &d.busy, &d.clock, d.uuid) == 11) {
+        if (index >= MAX_DEVICES && index < MAX_DEVICES + MAX_INSTANCES) devices[index] = d;
     } else if (sscanf(line, "error %63s %d %d", f.function, &f.device, &f.code) == 3) {
         if (failure_count < MAX_ERRORS) failures[failure_count++] = f;
     } else if (sscanf(line, "quirk %63s", name) == 1) {
@@ -84,7 +115,7 @@ static void reload(void) {
     if (!file) return;
     snprintf(read_path, sizeof read_path, "%s", path);
     read_stat = now;
-    row_count = failure_count = device_count = zero_rows = whole_buffer = 0;
+    row_count = failure_count = device_count = name_count = zero_rows = whole_buffer = 0;
     memset(devices, 0, sizeof devices);
     while (fgets(line, sizeof line, file)) parse_line(line);
     fclose(file);
@@ -235,12 +266,12 @@ int nvmlDeviceGetSamples(void *handle, unsigned type, u64 since, unsigned *value
     return leave(found ? SUCCESS : NOT_FOUND);
 }
 
-static int list_processes(const char *function, void *handle, unsigned *count, process_info *out) {
+static int list_processes(const char *function, void *handle, unsigned *count, process_info *out, char kind) {
     int index = index_of(handle), code = enter(function, index);
     unsigned found = 0, room = out ? *count : 0;
     if (code != SUCCESS) return leave(code);
     for (int i = 0; i < row_count; i++) {
-        if (rows[i].device != index || rows[i].kind != 'p') continue;
+        if (rows[i].device != index || rows[i].kind != kind) continue;
         if (found < room) out[found] = (process_info){rows[i].pid, rows[i].bytes, ~0U, ~0U};
         found++;
     }
@@ -249,14 +280,131 @@ static int list_processes(const char *function, void *handle, unsigned *count, p
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, process_info *out) {
-    return list_processes("nvmlDeviceGetComputeRunningProcesses_v3", handle, count, out);
+    return list_processes("nvmlDeviceGetComputeRunningProcesses_v3", handle, count, out, 'p');
 }
 
 int nvmlDeviceGetMPSComputeRunningProcesses_v3(void *handle, unsigned *count, process_info *out) {
-    (void)out;
-    int code = enter("nvmlDeviceGetMPSComputeRunningProcesses_v3", index_of(handle));
-    *count = 0;
+    return list_processes("nvmlDeviceGetMPSComputeRunningProcesses_v3", handle, count, out, 'M');
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *count, process_info *out) {
+    return list_processes("nvmlDeviceGetGraphicsRunningProcesses_v3", handle, count, out, 'g');
+}
+
+int nvmlSystemGetProcessName(unsigned pid, char *name, unsigned length) {
+    int code = enter("nvmlSystemGetProcessName", -1);
+    if (code != SUCCESS) return leave(code);
+    for (int i = 0; i < name_count; i++)
+        if (names[i].pid == pid) {
+            snprintf(name, length, "%s", names[i].name);
+            return leave(SUCCESS);
+        }
+    return leave(NOT_FOUND);
+}
+
+/* MIG: an instance's handle is a device of its own, from index 32 on. */
+typedef struct { unsigned sms, copy, decoder, encoder, jpeg, ofa, gi_slices, ci_slices; u64 memory_mb; } attributes;
+enum { NO_MIG = 3 };
+
+int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
+    int code = enter("nvmlDeviceGetMigMode", index_of(handle));
+    const device *d = handle;
+    if (code == SUCCESS && d->major < 8) code = NO_MIG;
+    if (code == SUCCESS) *current = *pending = (unsigned)d->has_mig;
     return leave(code);
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *count) {
+    int code = enter("nvmlDeviceGetMaxMigDeviceCount", index_of(handle));
+    *count = SLOTS;
+    return leave(code);
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned slot, void **instance) {
+    int parent = index_of(handle), code = enter("nvmlDeviceGetMigDeviceHandleByIndex", parent);
+    if (code != SUCCESS) return leave(code);
+    for (int i = MAX_DEVICES; i < MAX_DEVICES + MAX_INSTANCES; i++)
+        if (devices[i].known && devices[i].parent == parent && slot-- == 0) {
+            *instance = &devices[i];
+            return leave(SUCCESS);
+        }
+    return leave(NOT_FOUND);
+}
+
+int nvmlDeviceGetGpuInstanceId(void *handle, unsigned *id) {
+    int code = enter("nvmlDeviceGetGpuInstanceId", index_of(handle));
+    *id = ((device *)handle)->gi;
+    return leave(code);
+}
+
+int nvmlDeviceGetAttributes_v2(void *handle, attributes *out) {
+    int code = enter("nvmlDeviceGetAttributes_v2", index_of(handle));
+    const device *d = handle;
+    if (code == SUCCESS) *out = (attributes){.sms = d->sms, .gi_slices = d->slices, .ci_slices = d->slices};
+    return leave(code);
+}
+
+int nvmlDeviceGetNumGpuCores(void *handle, unsigned *count) {
+    int code = enter("nvmlDeviceGetNumGpuCores", index_of(handle));
+    *count = (unsigned)((device *)handle)->cores;
+    return leave(code);
+}
+
+int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) {
+    int code = enter("nvmlDeviceGetCudaComputeCapability", index_of(handle));
+    *major = ((device *)handle)->major;
+    *minor = 0;
+    return leave(code);
+}
+
+/* GPM: a sample holds the counters of a GPU instance; two of them tell, when they are 100 ms apart or more. */
+typedef struct { u64 busy, clock; } gpm_sample;
+typedef struct { unsigned id; int code; double value; const char *info[3]; } gpm_metric;
+typedef struct { unsigned version, count; gpm_sample *first, *second; gpm_metric metrics[1]; } gpm_question;
+typedef struct { unsigned version, supported; } gpm_support;
+static int samples_out;
+
+int nvmlGpmQueryDeviceSupport(void *handle, gpm_support *support) {
+    int code = enter("nvmlGpmQueryDeviceSupport", index_of(handle));
+    support->supported = (unsigned)((device *)handle)->has_gpm;
+    return leave(code);
+}
+
+int nvmlGpmSampleAlloc(gpm_sample **sample) {
+    int code = enter("nvmlGpmSampleAlloc", -1);
+    /* Nobody needs more than two of each instance: whoever leaks them is told so. */
+    if (code == SUCCESS && samples_out >= 2 * MAX_INSTANCES) code = 20;
+    if (code == SUCCESS) *sample = calloc(1, sizeof **sample);
+    samples_out += code == SUCCESS;
+    return leave(code);
+}
+
+int nvmlGpmSampleFree(gpm_sample *sample) {
+    int code = enter("nvmlGpmSampleFree", -1);
+    free(sample);
+    samples_out--;
+    return leave(code);
+}
+
+int nvmlGpmMigSampleGet(void *handle, unsigned gi, gpm_sample *sample) {
+    int parent = index_of(handle), code = enter("nvmlGpmMigSampleGet", parent);
+    if (code != SUCCESS) return leave(code);
+    for (int i = MAX_DEVICES; i < MAX_DEVICES + MAX_INSTANCES; i++)
+        if (devices[i].known && devices[i].parent == parent && devices[i].gi == gi) {
+            *sample = (gpm_sample){devices[i].busy, devices[i].clock};
+            return leave(SUCCESS);
+        }
+    return leave(INVALID_ARGUMENT);
+}
+
+int nvmlGpmMetricsGet(gpm_question *asked) {
+    int code = enter("nvmlGpmMetricsGet", -1);
+    u64 clock = asked->second->clock - asked->first->clock, busy = asked->second->busy - asked->first->busy;
+    if (code == SUCCESS && (asked->version != 1 || asked->count != 1 || asked->metrics[0].id != 2)) code = INVALID_ARGUMENT;
+    if (code != SUCCESS) return leave(code);
+    asked->metrics[0].code = clock < 100000 ? INVALID_ARGUMENT : SUCCESS;
+    asked->metrics[0].value = clock ? 100.0 * (double)busy / (double)clock : 0.0;
+    return leave(SUCCESS);
 }
 
 /* Memory limits by cgroup, as the documentation of r615 has them. The kernel's books are files in the cgroup's folder:

@@ -29,6 +29,31 @@ class Device:
     percent: int = 0
     """What the device says of itself, 0..100."""
 
+    mig: bool = False
+    gpm: bool = False
+    cores: int = 0
+    """CUDA cores of the whole GPU; 0: not told."""
+    capability: int = 7
+    """Major CUDA capability; MIG begins with 8."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A MIG instance; processes are on device 32 for the first, 33 for the next. GPM counts `busy_us` of `clock_us`."""
+
+    uuid: str
+    parent: int = 0
+    gi: int = 1
+    sms: int = 14
+    slices: int = 1
+    total_bytes: int = 10 * GIB
+    used_bytes: int = 0
+    busy_us: int = 0
+    clock_us: int = 0
+
+
+FIRST_INSTANCE = 32
+
 
 @dataclass(frozen=True)
 class Process:
@@ -39,6 +64,9 @@ class Process:
     vram_bytes: int = 0
     steady_percent: int = 0
     period_us: int = 200_000
+    kind: str = "process"
+    """`client` of MPS and `graphics` stand in lists of their own."""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +94,7 @@ class State:
     processes: tuple[Process, ...] = ()
     samples: tuple[Sample, ...] = ()
     errors: tuple[Error, ...] = ()
+    instances: tuple[Instance, ...] = ()
     driver_version: str = "575.57.08"
     zero_rows: bool = False
     """An idle device answers SUCCESS with no rows instead of NOT_FOUND."""
@@ -99,8 +128,14 @@ def _lines(state: State) -> list[str]:
     lines = [f"driver {state.driver_version}"]
     for index, d in enumerate(state.devices):
         lines.append(f"device {index} {d.total_bytes} {d.used_bytes} {d.percent} {d.uuid} {d.name}")
+        lines.append(f"silicon {index} {d.mig:d} {d.gpm:d} {d.cores} {d.capability}")
+    for index, i in enumerate(state.instances, start=FIRST_INSTANCE):
+        amounts = f"{i.sms} {i.slices} {i.total_bytes} {i.used_bytes} {i.busy_us} {i.clock_us}"
+        lines.append(f"mig {index} {i.parent} {i.gi} 0 {amounts} {i.uuid}")
     for p in state.processes:
-        lines.append(f"process {p.device} {p.pid} {p.vram_bytes}")
+        lines.append(f"{p.kind} {p.device} {p.pid} {p.vram_bytes}")
+        if p.name:
+            lines.append(f"name {p.pid} {p.name}")
         if p.steady_percent:
             lines.append(f"steady {p.device} {p.pid} {p.period_us} {p.steady_percent}")
     for s in state.samples:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pynvml
 import pytest
@@ -15,8 +17,20 @@ import structlog
 
 from agent.nvml import NvmlSource
 from agent.samples import ProcessUse, SourceError
-from tests.agent.nvml_standin import GIB, NOT_AVAILABLE, Device, Error, NvmlStandIn, Process, Sample, State
+from tests.agent.nvml_standin import (
+    FIRST_INSTANCE,
+    GIB,
+    NOT_AVAILABLE,
+    Device,
+    Error,
+    Instance,
+    NvmlStandIn,
+    Process,
+    Sample,
+    State,
+)
 
+ROOT = Path(__file__).parents[2]
 T0 = 1_700_000_000.0
 GPU_IS_LOST, NOT_SUPPORTED, UNKNOWN, UNINITIALIZED, DRIVER_NOT_LOADED = 15, 3, 999, 1, 9
 TWO = (Device("GPU-a", "NVIDIA L4", 24 * GIB, 4 * GIB, 50), Device("GPU-b", "NVIDIA A40", 48 * GIB, 0, 0))
@@ -233,6 +247,141 @@ def test_a_failing_call_is_none_this_tick_and_counted_by_code(standin, source):
     assert source.sample(T0 + 1).devices[0].compute_ratio == 0.5
 
 
+def test_a_process_that_only_draws_is_listed_rarely_and_its_memory_counts(standin, source):
+    drawing = Process(0, 50, GIB, kind="graphics")
+    standin.write(State(TWO[:1], (Process(0, 41, 2 * GIB), drawing)))
+    for second in range(30):
+        assert ProcessUse(50, 0.0, GIB) in source.sample(T0 + second).devices[0].processes
+    lists = {name: sum(durations.counts) for name, durations in source.stats().calls.items()}
+    assert lists["nvmlDeviceGetComputeRunningProcesses_v3"] == 10
+    assert lists["nvmlDeviceGetGraphicsRunningProcesses_v3"] == 1
+
+
+def test_who_computes_without_being_listed_is_looked_for_among_those_that_draw(standin, source):
+    standin.write(State(TWO[:1], (Process(0, 41, GIB),)))
+    source.sample(T0)
+    drawing = (Process(0, 50, GIB, kind="graphics"),)
+    standin.write(State(TWO[:1], drawing, (Sample(0, 50, us(T0 + 1), 30),)))
+    assert source.sample(T0 + 1).devices[0].processes == (ProcessUse(50, 0.3, GIB),)
+
+
+SERVER = Process(0, 40, 0, name="/usr/bin/nvidia-cuda-mps-server")
+BUSY = (Device("GPU-a", percent=60),)
+
+
+def clients(*pids: int) -> tuple[Process, ...]:
+    return tuple(Process(0, pid, GIB, kind="client") for pid in pids)
+
+
+def test_compute_of_mps_clients_is_unknown_where_the_driver_gives_it_to_their_server(standin, source):
+    standin.write(State(BUSY, (SERVER, *clients(41, 42)), (Sample(0, 40, us(T0), 60),)))
+    with structlog.testing.capture_logs() as logs:
+        device, again = (source.sample(T0 + second).devices[0] for second in range(2))
+    assert device.processes == (ProcessUse(40, 0.6, 0), ProcessUse(41, None, GIB), ProcessUse(42, None, GIB))
+    assert "MPS" in device.note
+    assert again.processes[1:] == device.processes[1:]
+    assert [entry["event"] for entry in logs] == ["device_tells_less"]
+
+
+def test_a_server_of_one_mps_client_works_for_that_client(standin, source):
+    standin.write(State(BUSY, (SERVER, *clients(41)), (Sample(0, 40, us(T0), 60),)))
+    device = source.sample(T0).devices[0]
+    assert device.processes == (ProcessUse(40, 0.0, 0), ProcessUse(41, 0.6, GIB))
+    assert device.note == ""
+
+
+def test_mps_clients_that_the_driver_tells_apart_are_idle_when_absent(standin, source):
+    standin.write(State(BUSY, (SERVER, *clients(41, 42)), (Sample(0, 41, us(T0), 60),)))
+    assert compute(source.sample(T0)) == {40: 0.0, 41: 0.6, 42: 0.0}
+    standin.write(State(BUSY, (SERVER, *clients(41, 42)), (Sample(0, 40, us(T0 + 1), 10),)))
+    assert compute(source.sample(T0 + 1)) == {40: 0.1, 41: 0.0, 42: 0.0}
+
+
+def test_mps_clients_of_a_device_at_rest_are_idle(standin, source):
+    standin.write(State((Device("GPU-a"),), (SERVER, *clients(41, 42))))
+    assert compute(source.sample(T0)) == {40: 0.0, 41: 0.0, 42: 0.0}
+
+
+HOPPER = Device("GPU-a", "NVIDIA H100 80GB HBM3", 80 * GIB, mig=True, gpm=True, cores=132 * 128, capability=9)
+SMALL = Instance("MIG-a", gi=7, sms=16, total_bytes=10 * GIB, used_bytes=GIB)
+LARGE = Instance("MIG-b", gi=2, sms=60, slices=3, total_bytes=40 * GIB)
+
+
+def test_a_gpu_in_mig_mode_is_sampled_as_its_instances(standin, source):
+    on_small = Process(FIRST_INSTANCE, 41, GIB)
+    standin.write(State((HOPPER, TWO[1]), (on_small,), instances=(SMALL, LARGE)))
+    small, large, whole = source.sample(T0).devices
+    assert (small.uuid, small.model, small.vram_total_bytes, small.vram_used_bytes) == (
+        "MIG-a",
+        HOPPER.name,
+        10 * GIB,
+        GIB,
+    )
+    assert (small.mig_fraction, large.mig_fraction) == pytest.approx((16 / 132, 60 / 132))
+    assert (small.processes, large.processes) == ((ProcessUse(41, None, GIB),), ())
+    assert (whole.uuid, whole.mig_fraction) == ("GPU-b", 1.0)
+
+
+def test_gpm_tells_what_an_instance_did_between_two_ticks(standin, source):
+    for second, busy_us in enumerate((0, 250_000, 1_250_000)):
+        busy = Instance("MIG-a", sms=16, busy_us=busy_us, clock_us=second * 1_000_000)
+        standin.write(State((HOPPER,), instances=(busy,)))
+        ratio = source.sample(T0 + second).devices[0].compute_ratio
+        assert ratio == (None, 0.25, 1.0)[second]
+
+
+def test_gpm_gives_its_last_figure_to_a_tick_that_comes_too_soon_and_leaks_no_samples(standin, source):
+    ratios = []
+    for tick in range(200):
+        busy = Instance("MIG-a", sms=16, busy_us=tick * 40_000, clock_us=tick * 80_000)
+        standin.write(State((HOPPER,), instances=(busy,)))
+        ratios.append(source.sample(T0 + tick * 0.08).devices[0].compute_ratio)
+    assert set(ratios[2:]) == {0.5}
+    assert source.stats().errors == {}
+
+
+def test_an_instance_whose_utilization_nobody_tells_says_why(standin, source):
+    ampere = Device("GPU-a", "NVIDIA A100-SXM4-80GB", 80 * GIB, mig=True, cores=108 * 64, capability=8)
+    standin.write(State((ampere,), instances=(Instance("MIG-a", sms=14),)))
+    device = source.sample(T0).devices[0]
+    assert (device.healthy, device.compute_ratio) == (True, None)
+    assert "GPM" in device.note
+    assert device.mig_fraction == pytest.approx(14 / 108)
+
+
+def test_compute_instances_that_share_a_gpu_instance_are_not_told_apart(standin, source):
+    pair = (Instance("MIG-a", gi=3, clock_us=1), Instance("MIG-b", gi=3, clock_us=1))
+    standin.write(State((HOPPER,), instances=pair))
+    for device in source.sample(T0).devices:
+        assert device.compute_ratio is None
+        assert "2 compute instances" in device.note
+
+
+def test_instances_that_are_made_and_removed_are_found_at_the_next_look(standin, source):
+    standin.write(State((HOPPER,)))
+    (empty,) = source.sample(T0).devices
+    assert (empty.uuid, empty.healthy) == ("GPU-a", False)
+    standin.write(State((HOPPER,), instances=(SMALL, LARGE)))
+    seen = [source.sample(T0 + second).devices for second in range(1, 4)]
+    assert [device.uuid for device in seen[-1]] == ["MIG-a", "MIG-b"]
+    standin.write(State((Device("GPU-a", "NVIDIA H100 80GB HBM3", 80 * GIB, capability=9),)))
+    seen = [source.sample(T0 + second).devices for second in range(4, 7)]
+    assert [(device.uuid, device.healthy) for device in seen[-1]] == [("GPU-a", True)]
+
+
+def test_a_lost_gpu_takes_its_instances_along_and_the_others_go_on(standin, source):
+    both = State((HOPPER, TWO[1]), instances=(SMALL, LARGE))
+    standin.write(both)
+    source.sample(T0)
+    lost = (Error("nvmlDeviceGetMigMode", GPU_IS_LOST, 0), Error("nvmlDeviceGetMemoryInfo_v2", GPU_IS_LOST, 32))
+    standin.write(State(both.devices, instances=both.instances, errors=lost))
+    seen = [[(d.uuid, d.healthy) for d in source.sample(T0 + second).devices] for second in (1, 2)]
+    assert seen[0] == [("MIG-a", False), ("MIG-b", True), ("GPU-b", True)]
+    assert seen[1] == [("MIG-a", False), ("MIG-b", False), ("GPU-b", True)]
+    standin.write(both)
+    assert all(device.healthy for device in [source.sample(T0 + second) for second in (3, 4, 5)][-1].devices)
+
+
 PROGRAM = """
 import json, time
 from agent.nvml import NvmlSource
@@ -261,3 +410,13 @@ def test_another_process_loads_the_stand_in_as_the_library_and_sees_a_steady_pro
 
 def test_without_any_library_the_source_says_so(tmp_path):
     assert "NVML" in run_program({"LD_LIBRARY_PATH": str(tmp_path)})
+
+
+def test_no_module_but_those_of_nvml_imports_pynvml():
+    importers = {
+        path.name
+        for path in (ROOT / "agent").rglob("*.py")
+        if re.search(r"^\s*(import|from) pynvml", path.read_text(), re.MULTILINE)
+    }
+    assert "nvml.py" in importers
+    assert all(name.startswith("nvml") for name in importers)
