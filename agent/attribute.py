@@ -88,6 +88,8 @@ def _uses(
 ) -> list[WorkerUse]:
     workers = [worker for worker, _ in active.values()]
     ratios = [_total([process.compute_ratio for process in processes], 1.0) for _, processes in active.values()]
+    if _is_alone(device, active):
+        ratios = [device.compute_ratio]
     most = device.vram_total_bytes
     vram = [_total([process.vram_bytes for process in processes], most) for _, processes in active.values()]
     # Without a process list only a device at rest proves that nobody computed, and nothing proves empty memory.
@@ -99,6 +101,16 @@ def _uses(
         for worker, ratio, used in zip(workers, _rescaled(ratios, device.compute_ratio), vram, strict=True)
     ]
     return uses + [WorkerUse(worker, uuid, at, resting, vram_bytes) for worker in idle]
+
+
+def _is_alone(device: DeviceSample, active: Mapping[_WorkerId, tuple[Worker, list[ProcessUse]]]) -> bool:
+    """Return whether every process is one worker's, on a device (a MIG instance, say) that tells of none its use."""
+    return (
+        len(active) == 1
+        and device.processes_known
+        and all(process.compute_ratio is None for process in device.processes)
+        and sum(len(processes) for _, processes in active.values()) == len(device.processes)
+    )
 
 
 def _rescaled(ratios: list[float | None], device_ratio: float | None) -> list[float | None]:

@@ -52,7 +52,7 @@ def device_infos(sample: NodeSample, gpus: GpuTable) -> tuple[DeviceInfo, ...]:
             tflops=row.tflops * device.mig_fraction if (row := gpus.lookup(device.model)) else None,
             vram_used_bytes=device.vram_used_bytes,
             healthy=device.healthy,
-            reason=device.reason,
+            reason=device.reason or device.note,
         )
         for device in sample.devices
     )

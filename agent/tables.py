@@ -18,7 +18,7 @@ def probe_tables(devices: Sequence[DeviceInfo], backends: Mapping[str, Capabilit
     """Return the tables of `tf-agent probe`."""
     found = Table("DEVICE", "MODEL", "TFLOPS", "VRAM", "HEALTH", box=None)
     for device in devices:
-        health = "ok" if device.healthy else device.reason
+        health = ("ok; " + device.reason).removesuffix("; ") if device.healthy else device.reason
         found.add_row(device.uuid, device.model, _tflops(device.tflops), _gib(device.vram_total_bytes), health)
     able = Table("BACKEND", "COMPUTE", "VRAM", "REASON", box=None)
     for name, capabilities in backends.items():

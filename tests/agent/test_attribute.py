@@ -97,6 +97,21 @@ def test_unknown_figures_stay_unknown():
     assert attribution.unattributed[0].vram_bytes is None
 
 
+def test_a_worker_alone_on_a_device_that_tells_of_no_process_has_the_devices_use():
+    alone = device(ProcessUse(1, None, GIB), ProcessUse(2, None, GIB), ratio=0.5)
+    attribution = attribute(node(alone), Directory({1: A, 2: A}))
+    assert figures(attribution) == {"pod-a": (0.5, 2 * GIB)}
+    assert attribution.unattributed[0].compute_ratio == 0
+
+
+@pytest.mark.parametrize("owners", [{1: A}, {1: A, 2: B}], ids=["beside a stranger", "beside another"])
+def test_workers_on_a_device_that_tells_of_no_process_are_unknown_when_they_share_it(owners):
+    shared = device(ProcessUse(1, None, GIB), ProcessUse(2, None, GIB), ratio=0.5)
+    attribution = attribute(node(shared), Directory(owners))
+    assert {use.compute_ratio for use in attribution.uses} == {None}
+    assert attribution.unattributed[0].compute_ratio is None
+
+
 @pytest.mark.parametrize(("ratio", "expected"), [(0.5, None), (0.0, 0.0)])
 def test_without_a_process_list_only_a_device_at_rest_proves_idleness(ratio, expected):
     sample = node(device(ratio=ratio, processes_known=False))

@@ -8,10 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.attribute import OVERLAP, attribute
+from agent.nvml_processes import Listed, uses_of
+from agent.samples import DeviceSample, NodeSample, Worker
 from agent.utilization import HOLD_TICKS, UtilizationSample, UtilizationWindow
 
 SECOND = 1_000_000
 NOW = 1_700_000_000 * SECOND
+GIB = 1 << 30
+
+
+class Directory:
+    """Processes 1 and 2 are worker a's, 3 is b's, 4 nobody's."""
+
+    def workers(self):
+        return tuple(Worker(f"uid-{name}", "team", f"pod-{name}", "main", "work") for name in "ab")
+
+    def worker_of(self, pid):
+        one, other = self.workers()
+        return {1: one, 2: one, 3: other}.get(pid)
 
 
 @pytest.fixture
@@ -77,3 +92,22 @@ def test_ratios_stay_in_their_range_and_idleness_is_found_in_time(ticks):
         ratios = window.take([], NOW + 9 * SECOND, busy=True)
     assert ratios == {}
     assert sum(dropped.values()) <= total
+
+
+@given(st.lists(st.lists(rows, max_size=2), min_size=1, max_size=6), st.floats(0, 1), st.integers(0, 24 * GIB))
+def test_whatever_a_driver_sends_workers_and_the_rest_add_up_to_the_device(ticks, busy, used_bytes):
+    window, directory = UtilizationWindow(Counter()), Directory()
+    for number, sent in enumerate(ticks):
+        now_us = NOW + number * SECOND
+        ratios = window.take([row for batch in sent for row in batch], now_us, busy=busy > 0)
+        processes, _ = uses_of(ratios, Listed(dict.fromkeys(range(1, 4), GIB), frozenset()), is_idle=False)
+        whole = max([busy, *ratios.values()])
+        sample = DeviceSample(0, "GPU-a", "L4", now_us / 1e6, 24 * GIB, used_bytes, whole, processes=processes)
+        attribution = attribute(NodeSample(now_us / 1e6, (sample,)), directory)
+        (rest,) = attribution.unattributed
+        shares = [use.compute_ratio for use in attribution.uses]
+        assert all(0 <= share <= 1 for share in shares)
+        assert whole - 1e-9 <= sum(shares) + rest.compute_ratio <= whole * OVERLAP + 1e-9
+        held = sum(use.vram_bytes for use in attribution.uses)
+        assert held + rest.vram_bytes == max(used_bytes, held)
+        assert all(use.sampled_at <= attribution.at for use in attribution.uses)
