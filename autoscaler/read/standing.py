@@ -91,11 +91,13 @@ def in_force(workers: Sequence[Worker], config: Configuration, original: Amounts
     """
     if workers and all(worker.current is workers[0].current for worker in workers) and _is_written(workers[0]):
         return workers[0].current
-    figures = {field: _in_force(workers, field) for field in AMOUNT_FIELDS}
+    told = [worker for worker in workers if not _is_newborn(worker)]
+    held = list({id(worker.current): worker.current for worker in workers}.values())
+    figures = {field: _in_force(told, field) for field in AMOUNT_FIELDS}
     untold = [field for field, figure in figures.items() if figure is None]
     remembered = _remembered(config, original, status) if untold else {}
     for field in untold:
-        born = {figure_of(worker.current, field) for worker in workers}
+        born = {figure_of(amounts, field) for amounts in held}
         own = figure_of(original, field)
         if field in remembered and born <= {own}:
             figures[field] = remembered[field]
@@ -110,8 +112,12 @@ def found_amounts(workers: Sequence[Worker], before: Mapping[str, Worker], confi
     Of several values for one figure the largest counts.
     """
     found: dict[Field, Found] = {}
-    for worker in workers:
-        for field, was, value in _foreign(worker, before.get(worker.ref.uid), config):
+    fields = [field for field in AMOUNT_FIELDS if is_moved(config, field)]
+    for worker in workers if fields else ():
+        known_as = before.get(worker.ref.uid)
+        if known_as is None and keys.AUTOSCALING_APPLIED not in worker.annotations:
+            continue
+        for field, was, value in _foreign(worker, known_as, fields):
             seen, where = frozenset({(worker.ref.uid, worker.ref.resource_version)}), f"Pod {worker.ref.name}"
             known = found.get(field)
             if known is None or value > known.value:
@@ -159,6 +165,10 @@ def render_record(records: Iterable[TakenOver]) -> str:
     )
 
 
+def _is_newborn(worker: Worker) -> bool:
+    return keys.AUTOSCALING_APPLIED not in worker.annotations and keys.AUTOSCALING_ORIGINAL not in worker.annotations
+
+
 def _is_written(worker: Worker) -> bool:
     return len(written(worker)) == len(AMOUNT_FIELDS)
 
@@ -194,13 +204,12 @@ def _stored(resources: Manifest, field: Field) -> float | None:
     return _parsed(field.resource, side.get(SPECS[field.resource].key))
 
 
-def _foreign(worker: Worker, before: Worker | None, config: Configuration) -> Iterator[tuple[Field, float, float]]:
-    """Yield the figures of a worker that are neither what was written nor what it was born with: before, now."""
+def _foreign(worker: Worker, before: Worker | None, fields: Iterable[Field]) -> Iterator[tuple[Field, float, float]]:
+    """Yield those of our figures that are neither what was written nor what a worker was born with: before, now."""
     noted = written(worker)
-    for field, key in KEY_OF.items():
+    for field in fields:
         assert field.resource is not None
-        if not is_moved(config, field):
-            continue  # not ours: whoever sets it, it is in force as it is
+        key = KEY_OF[field]
         value = _parsed(field.resource, worker.annotations.get(key))
         if value is None:
             continue

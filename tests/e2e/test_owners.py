@@ -240,7 +240,7 @@ async def test_scaling_in_stops_at_what_a_disruption_budget_keeps_and_says_how_m
     assert await count(town, "deployments", "llm") == 2
     status, reason, message = told(await town.workload())
     assert (status, reason) == ("False", "DisruptionLimited")
-    assert "PodDisruptionBudget two keeps 2" in message
+    assert "two asks for 2" in message
 
 
 async def buried(town: Town, name: str = "llm") -> list[Json]:
