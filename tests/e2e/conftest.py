@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
+from autoscaler.kube.client import KubeClient
 from autoscaler.model.crd import render_crds
 from tests.e2e.apiserver import ApiServer, api_server, missing_reason
+from tests.e2e.rights import acting_as, grants
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +37,21 @@ def namespace(cluster: ApiServer) -> Iterator[str]:
     assert created.returncode == 0, created.stderr
     yield name
     cluster.run("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def installed(cluster: ApiServer, namespace: str) -> Iterator[str]:
+    """Install accounts and rights into the test's namespace, under names of their own; return that namespace."""
+    text = grants(namespace)
+    applied = cluster.run("apply", "-f", "-", stdin=text)
+    assert applied.returncode == 0, applied.stderr
+    yield namespace
+    cluster.run("delete", "--ignore-not-found", "-f", "-", stdin=text)
+
+
+@pytest.fixture
+async def controller(cluster: ApiServer, installed: str, tmp_path: Path) -> AsyncIterator[KubeClient]:
+    """Return a client with the rights of the controller's account."""
+    client = await KubeClient.connect(acting_as(cluster, installed, "controller", tmp_path).kubeconfig)
+    yield client
+    await client.close()
