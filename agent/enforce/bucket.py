@@ -1,11 +1,13 @@
 """One worker's tokens on one device: refilled a few times a second, steered once a tick.
 
 The worker takes tokens by compare-and-swap at the same time. A refill is a load and a store of our own, so what it
-takes within that microsecond it gets back: a few tokens an hour, and no store is ever torn.
+takes within that microsecond it gets back: a few tokens an hour, and no store is ever torn. The limiter only ever
+takes: tokens that appear, or are no number, were put there by somebody who wants more than its limit.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,14 +26,20 @@ from agent.enforce.tfshm_layout import (
 
 NEVER_UNLIMITED: Final = 99
 """Percent. At 100 the limiter stops looking for a minute, and a new limit would reach it only then."""
+OVERDRAFT_TOKENS: Final = 10.0
+"""The dearest launch: what a limiter can owe; more than that is no price to learn from."""
 UNHINDERED_TOKENS: Final = RATE_MAX * BURST_SECONDS
 
 
 @dataclass(slots=True)
 class Bucket:
-    """`ratio` is the share of the device in force (None: no limit was set), `vram_bytes` the VRAM limit likewise."""
+    """`ratio` is the share of the device in force (None: no limit was set), `vram_bytes` the VRAM limit likewise.
+
+    `name` is the device's UUID as it stood in the slot when it was taken up.
+    """
 
     slot: Slot
+    name: bytes = b""
     ratio: float | None = None
     tflops: float | None = None
     vram_bytes: int | None = None
@@ -39,7 +47,12 @@ class Bucket:
     refilled_at: float | None = None
     left: float = 0.0
     taken: float = 0.0
+    forged: bool = False
     metered_at: float | None = None
+
+    def __post_init__(self) -> None:
+        """Remember whose slot it is: a limiter that doesn't find its device there has no limit."""
+        self.name = self.name or self.slot.name
 
     def limit_compute(self, ratio: float, tflops: float) -> None:
         """Put a compute limit into force: the refill moves to the new share at once, at the price that is known."""
@@ -67,15 +80,19 @@ class Bucket:
 
     def refill(self, at: float, now: float) -> None:
         """Add the tokens since the last refill; `at` is monotonic, `now` what the file is told (both seconds)."""
-        tokens = self.slot.f64(TOKENS)
+        found = self.slot.f64(TOKENS)
+        tokens = found
         if self.refilled_at is not None:
+            tokens = self._believed(found)
             self.taken += max(0.0, self.left - tokens)
+        elif not math.isfinite(found):
+            tokens = 0.0
         elapsed = 0.0 if self.refilled_at is None else min(max(at - self.refilled_at, 0.0), 1.0)
         if self._unhindered:
             filled = UNHINDERED_TOKENS
         else:
             filled = min(max(tokens, 0.0) + self.steering.rate * elapsed, self.steering.capacity)
-        if filled != tokens:
+        if filled != found:
             self.slot.put_f64(TOKENS, filled)
         self.slot.put_f64(LAST_UPDATE, now)
         self.left, self.refilled_at = filled, at
@@ -86,7 +103,9 @@ class Bucket:
         taken, self.taken = self.taken, 0.0
         if since is None or at <= since or self.ratio is None:
             return
-        metered = Metered(utilization, taken / (at - since), self.slot.f64(TOKENS) / self.steering.capacity)
+        metered = Metered(
+            utilization, taken / (at - since), self._believed(self.slot.f64(TOKENS)) / self.steering.capacity
+        )
         self.steering = steer(self.steering, self.ratio, metered)
         self._publish()
 
@@ -102,7 +121,20 @@ class Bucket:
         if not self.slot.u32(IS_ACTIVE):
             self.slot.put_u32(IS_ACTIVE, 1)
             wrong += 1
+        if self.slot.name != self.name:
+            self.slot.name = self.name
+            wrong += 1
+        if self.forged:
+            self.forged = False
+            wrong += 1
         return wrong
+
+    def _believed(self, tokens: float) -> float:
+        """Return the tokens that can be: none that nobody put there; below 0 is where a limiter may get in a race."""
+        if not math.isfinite(tokens) or tokens > self.left:
+            self.forged = True
+            return self.left
+        return max(tokens, -self.left - OVERDRAFT_TOKENS)
 
     @property
     def _unhindered(self) -> bool:

@@ -30,16 +30,18 @@ class Ownership:
     def __init__(self, state_dir: Path, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._state_dir, self._clock, self._wall = state_dir, clock, wall
         self._owned: frozenset[str] = frozenset()
+        self._saved: frozenset[str] = frozenset()
+        self._complaint = ""
         self._beats: dict[Path, _Beat] = {}
 
     def load(self) -> None:
         """Take up what an earlier run owned."""
         try:
             content = (self._state_dir / OWNED_NAME).read_bytes()
-            self._owned = frozenset(msgspec.json.decode(content, type=list[str]))
+            self._owned = self._saved = frozenset(msgspec.json.decode(content, type=list[str]))
         except FileNotFoundError:
             self._owned = frozenset()
-        except msgspec.DecodeError as error:
+        except (OSError, ValueError) as error:
             _log.warning("owned_files_unreadable", error=str(error), then="each heartbeat is watched before it is kept")
 
     def stranger(self, path: Path, beat: int) -> str:
@@ -60,12 +62,21 @@ class Ownership:
         return f"{path} has a fresh heartbeat; it is watched for {STRANGER_SECONDS:g} s whether it moves"
 
     def own(self, path: Path, *, owned: bool) -> None:
-        """Note that a file is kept here, or is no more."""
-        after = self._owned | {str(path)} if owned else self._owned - {str(path)}
-        if after == self._owned:
+        """Note that a file is kept here, or is no more; `save` makes it last."""
+        self._owned = self._owned | {str(path)} if owned else self._owned - {str(path)}
+
+    def save(self) -> None:
+        """Write down what changed since, once for hundreds of files; a disk that refuses is asked again next time."""
+        if self._owned == self._saved:
             return
-        self._owned = after
-        self._state_dir.mkdir(parents=True, exist_ok=True)
-        temporary = self._state_dir / f"{OWNED_NAME}.tmp"
-        temporary.write_bytes(msgspec.json.encode(sorted(after)))
-        temporary.replace(self._state_dir / OWNED_NAME)
+        try:
+            self._state_dir.mkdir(parents=True, exist_ok=True)
+            temporary = self._state_dir / f"{OWNED_NAME}.tmp"
+            temporary.write_bytes(msgspec.json.encode(sorted(self._owned)))
+            temporary.replace(self._state_dir / OWNED_NAME)
+        except OSError as error:
+            if str(error) != self._complaint:
+                _log.warning("owned_files_not_saved", error=str(error), then="it is tried at every tick")
+            self._complaint = str(error)
+            return
+        self._saved, self._complaint = self._owned, ""

@@ -1,7 +1,8 @@
 """A file shared with a tenant's processes, mapped into memory; every write is one aligned store.
 
 The tenant may change the file, its size or its name at any time: what is opened is checked, links are not followed,
-and whoever reads believes nothing. Values are ctypes views, as a copy of bytes could be torn.
+and whoever reads believes nothing. Values are ctypes views, as a copy of bytes could be torn. Neighbour: `bus` catches
+the access to a part that was cut off.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from agent.enforce.bus import CUTS
+
 
 class LayoutError(Exception):
     """The file is not what it must be; nothing was written. The message says what was found and what was expected."""
@@ -24,7 +27,7 @@ class MappedFile:
 
     Raises:
         LayoutError: it is no regular file of that size.
-        OSError: it can't be opened.
+        OSError: it can't be opened, or the disk has no room for all of it.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -35,9 +38,12 @@ class MappedFile:
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                 raise LayoutError(f"{path} has {found.st_size} bytes, must be a regular file of {size}")
             self.inode = found.st_ino
+            # A hole in the file would be filled by the first access, which a full disk answers with SIGBUS.
+            os.posix_fallocate(descriptor, 0, size)
             self._memory = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
+        self._start = CUTS.watch(self._memory)
 
     def __enter__(self) -> Self:
         return self
@@ -67,12 +73,22 @@ class MappedFile:
         """Return the bytes up to the first NUL as text; what is no ASCII is replaced."""
         return self._memory[offset : offset + length].split(b"\0", 1)[0].decode("ascii", "replace")
 
+    def raw(self, offset: int, length: int) -> bytes:
+        """Return a copy of the bytes."""
+        return self._memory[offset : offset + length]
+
+    def put_raw(self, offset: int, content: bytes) -> None:
+        """Write bytes, not at once: only what nobody may be reading in parts."""
+        self._memory[offset : offset + len(content)] = content
+
     def put_text(self, offset: int, length: int, text: str) -> None:
         """Write text and fill up with NUL; only before anybody else reads the file."""
         self._memory[offset : offset + length] = text.encode("ascii")[: length - 1].ljust(length, b"\0")
 
     def is_current(self) -> bool:
-        """Tell whether the path still names this file whole: whoever touches a part that was cut off dies of it."""
+        """Tell whether the path still names this file, and the file is whole and always was."""
+        if CUTS.is_cut(self._start):
+            return False
         try:
             found = self.path.lstat()
         except OSError:
@@ -85,3 +101,4 @@ class MappedFile:
             self._memory.close()
         except BufferError:  # a view is still held somewhere: the mapping ends with it
             return
+        CUTS.forget(self._start)

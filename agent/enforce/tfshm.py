@@ -21,7 +21,16 @@ from agent.enforce.backend import Applied, Capabilities
 from agent.enforce.bucket import Bucket
 from agent.enforce.heartbeat import Ownership
 from agent.enforce.mapped import LayoutError, MappedFile
-from agent.enforce.tfshm_layout import FILE_NAME, HEARTBEAT, UNLIMITED_BYTES, create_state, open_state, slots_of
+from agent.enforce.tfshm_layout import (
+    FILE_NAME,
+    HEARTBEAT,
+    MEM_LIMIT,
+    UNLIMITED_BYTES,
+    Slot,
+    create_state,
+    open_state,
+    slots_of,
+)
 from agent.govern import id_of
 from agent.report import WorkerKey
 from agent.samples import Worker
@@ -57,6 +66,7 @@ class TfshmActuator:
         self._ownership = Ownership(around.state_dir, clock, wall)
         self._files: dict[Path, _File] = {}
         self._restored = 0
+        self._others: dict[WorkerKey, int] = {}
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -99,18 +109,23 @@ class TfshmActuator:
         return Applied(effect, observed, "; ".join(filter(None, reasons)))
 
     def in_force(self) -> Mapping[WorkerKey, int]:
-        """Return the VRAM limits in all files that are kept; one without a limit promises nothing."""
+        """Return the VRAM limits in all files, those that others keep as they were last seen; none promises nothing.
+
+        What a tenant wrote over a limit is put right again, so that the limit still counts.
+        """
         with self._lock:
             found = {
-                (*id_of(file.worker), uuid): bucket.vram_limit_bytes
+                (*id_of(file.worker), uuid): _promised(bucket)
                 for file in self._files.values()
                 for uuid, bucket in file.buckets.items()
             }
+            found = self._others | found
         return {key: limit_bytes for key, limit_bytes in found.items() if limit_bytes < UNLIMITED_BYTES}
 
     def release(self, key: WorkerKey) -> None:
         """Leave a file alone when its last device was let go; the limits in it stay."""
         with self._lock:
+            self._others.pop(key, None)
             for path, file in list(self._files.items()):
                 if id_of(file.worker) == key[:2]:
                     file.buckets.pop(key[2], None)
@@ -127,6 +142,8 @@ class TfshmActuator:
                     continue
                 for uuid, bucket in file.buckets.items():
                     self._turn(file, uuid, bucket)
+            self._ownership.save()
+            self._beat()
 
     def restored(self) -> int:
         """Return how many limits were written again because somebody else had changed them."""
@@ -140,14 +157,13 @@ class TfshmActuator:
         with self._lock:
             for path in list(self._files):
                 self._drop(path)
+            self._ownership.save()
 
     def keep(self) -> None:
-        """Beat and refill, once, everywhere."""
+        """Beat and refill, once, everywhere; a file that was cut or replaced is the next tick's matter."""
         at, wall = self._clock(), self._wall()
         with self._lock:
             for file in self._files.values():
-                if not file.mapped.is_current():
-                    continue
                 file.mapped.u64(HEARTBEAT).value = int(wall)
                 for bucket in file.buckets.values():
                     bucket.refill(at, wall)
@@ -203,15 +219,23 @@ class TfshmActuator:
             self._make(path, worker)
         mapped = open_state(path)
         stranger = self._ownership.stranger(path, mapped.u64(HEARTBEAT).value)
+        held = {(*id_of(worker), uuid): slot.u64(MEM_LIMIT) for uuid, slot in _slots_of(mapped, worker).items()}
         if stranger:
             mapped.close()
+            self._others |= held
             return stranger
+        for key in held:
+            self._others.pop(key, None)
         file = self._files[path] = _File(mapped, worker)
         self._ownership.own(path, owned=True)
-        if self._keeper is None:
+        self._beat()
+        return file
+
+    def _beat(self) -> None:
+        """Have the heartbeat run wherever there is a file to keep."""
+        if self._files and not self._stop.is_set() and (self._keeper is None or not self._keeper.is_alive()):
             self._keeper = threading.Thread(target=self._keep_on, name="tfshm", daemon=True)
             self._keeper.start()
-        return file
 
     def _make(self, path: Path, worker: Worker) -> None:
         devices = {uuid: self._around.index_of(uuid) for uuid in worker.devices}
@@ -243,6 +267,20 @@ def _settle(file: _File, worker: Worker, uuid: str) -> str:
             return f"{file.mapped.path} has no slot for {uuid}"
         file.buckets[uuid] = Bucket(slot)
     return ""
+
+
+def _slots_of(mapped: MappedFile, worker: Worker) -> dict[str, Slot]:
+    """Return the slots of a file by UUID as the worker's own list has it, else as the file has it."""
+    named = {uuid.lower(): uuid for uuid in worker.devices}
+    return {named.get(uuid, slot.uuid): slot for uuid, slot in slots_of(mapped).items()}
+
+
+def _promised(bucket: Bucket) -> int:
+    """Return the VRAM that a worker may count on: what stands in the file, or what is put back there in a moment."""
+    found, ours = bucket.vram_limit_bytes, bucket.vram_bytes
+    if ours is None:
+        return found
+    return ours if found >= UNLIMITED_BYTES else max(found, ours)
 
 
 def _is_name(text: str) -> bool:

@@ -59,6 +59,15 @@ class Slot:
         """The device's UUID as written."""
         return self.file.text(self._base + UUID, UUID_BYTES)
 
+    @property
+    def name(self) -> bytes:
+        """The UUID's whole field."""
+        return self.file.raw(self._base + UUID, UUID_BYTES)
+
+    @name.setter
+    def name(self, field: bytes) -> None:
+        self.file.put_raw(self._base + UUID, field)
+
     def u32(self, offset: int) -> int:
         """Read one of the 32-bit fields."""
         return self.file.u32(self._base + offset).value
@@ -119,7 +128,7 @@ def create_state(path: Path, devices: Mapping[int, str], now: float) -> None:
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(descriptor, SIZE)
+        os.posix_fallocate(descriptor, 0, SIZE)
         # Whoever runs in the pod, under whatever user, takes tokens here.
         os.fchmod(descriptor, 0o666)
     finally:
