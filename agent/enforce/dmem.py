@@ -64,6 +64,7 @@ class DmemActuator:
         self._book_file = around.state_dir / BOOK_NAME
         self._book: dict[WorkerKey, Reservation] = {}
         self._seen: dict[WorkerKey, _Seen] = {}
+        self._set: set[WorkerKey] = set()
         self._looked_at: float | None = None
         self._restored = 0
 
@@ -117,6 +118,7 @@ class DmemActuator:
     def release(self, key: WorkerKey) -> None:
         """Take the reservation back, and the limit with it."""
         self._seen.pop(key, None)
+        self._set.discard(key)
         reservation = self._book.get(key)
         if reservation is not None:
             self._take_back(reservation)
@@ -160,20 +162,29 @@ class DmemActuator:
         return seen
 
     def _write(self, key: WorkerKey, seen: _Seen, soft_bytes: int, hard_bytes: int) -> None:
-        """Write down the most that may be reserved, set it, write down what is."""
+        """Write down the most that may be in force, set it, write down what is.
+
+        An agent that is killed between leaves the most; the next one reads what it was before it counts on it.
+        """
         assert self._around.memory_limits is not None
         pod_uid, container, uuid = key
         most = max(soft_bytes, seen.limits.soft_bytes)
-        self._note(Reservation(pod_uid, container, uuid, str(seen.cgroup), most, hard_bytes))
+        highest = max(hard_bytes, seen.limits.hard_bytes or 0)
+        self._set.discard(key)
+        self._note(Reservation(pod_uid, container, uuid, str(seen.cgroup), most, highest))
         self._around.memory_limits.write(uuid, seen.cgroup, soft_bytes, hard_bytes)
-        self._note(Reservation(pod_uid, container, uuid, str(seen.cgroup), soft_bytes, hard_bytes))
         self._seen[key] = _Seen(seen.cgroup, CgroupLimits(soft_bytes, hard_bytes, seen.limits.used_bytes))
+        self._note(Reservation(pod_uid, container, uuid, str(seen.cgroup), soft_bytes, hard_bytes))
+        self._set.add(key)
 
     def _put_right(self, reservation: Reservation) -> None:
-        """Set again what somebody changed."""
+        """Set again what somebody changed; what an earlier run may not have finished is the enforcer's matter."""
         assert self._around.memory_limits is not None
         cgroup = Path(reservation.cgroup)
         found = self._around.memory_limits.read(reservation.uuid, cgroup)
+        if reservation.key not in self._set:
+            self._seen[reservation.key] = _Seen(cgroup, found)
+            return
         if (found.soft_bytes, found.hard_bytes) != (reservation.soft_bytes, reservation.hard_bytes):
             self._around.memory_limits.write(reservation.uuid, cgroup, reservation.soft_bytes, reservation.hard_bytes)
             self._restored += 1
@@ -211,7 +222,7 @@ class DmemActuator:
             entries = msgspec.json.decode(self._book_file.read_bytes(), type=list[Reservation])
         except FileNotFoundError:
             entries = []
-        except msgspec.DecodeError as error:
+        except (OSError, ValueError) as error:
             _log.error("book_unreadable", path=str(self._book_file), error=str(error), then="leaks are not repaired")
             entries = []
         self._book = {one.key: one for one in entries}

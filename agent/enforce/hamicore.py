@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -52,17 +52,21 @@ UNLIMITED_PERCENT: Final = 100
 
 @dataclass(slots=True)
 class _Region:
-    """One container's file, and the limits that were written into it by device index."""
+    """One container's file, and the limits that were written into it by device index.
+
+    `names` are the devices' UUIDs as the library wrote them, read once: afterwards they are the tenant's to change.
+    """
 
     mapped: MappedFile
     worker: Worker
-    indices: dict[str, int]
-    vram_bytes: dict[int, int]
-    percents: dict[int, int]
+    names: list[str]
+    vram_bytes: dict[int, int] = field(default_factory=dict)
+    percents: dict[int, int] = field(default_factory=dict)
 
-    def uuid(self, index: int) -> str:
-        """Return the UUID of the device at an index, as the library wrote it."""
-        return self.mapped.text(UUIDS + UUID_BYTES * index, UUID_BYTES)
+    @property
+    def indices(self) -> dict[str, int]:
+        """Return the place of each device by its UUID in lower case."""
+        return {name.lower(): index for index, name in enumerate(self.names) if name}
 
 
 class HamicoreActuator:
@@ -115,9 +119,14 @@ class HamicoreActuator:
         return Applied(effect, self.observe(worker, quota.uuid), "; ".join(filter(None, reasons)))
 
     def in_force(self) -> Mapping[WorkerKey, int]:
-        """Return the VRAM limits in all regions that are kept; 0 is none."""
+        """Return the VRAM limits in all regions that are kept; 0 is none.
+
+        What a tenant wrote over a limit is put right again, so that the limit still counts.
+        """
         found = {
-            (*id_of(region.worker), region.uuid(index)): region.mapped.u64(LIMIT + 8 * index).value
+            (*id_of(region.worker), region.names[index]): max(
+                region.mapped.u64(LIMIT + 8 * index).value, region.vram_bytes.get(index, 0)
+            )
             for region in self._regions.values()
             for index in region.indices.values()
         }
@@ -208,8 +217,8 @@ class HamicoreActuator:
             mapped.close()
             raise
         count = min(mapped.u64(DEVICE_NUM).value, MAX_DEVICES)
-        names = [mapped.text(UUIDS + UUID_BYTES * index, UUID_BYTES).lower() for index in range(count)]
-        region = _Region(mapped, worker, {name: index for index, name in enumerate(names) if name}, {}, {})
+        names = [mapped.text(UUIDS + UUID_BYTES * index, UUID_BYTES) for index in range(count)]
+        region = _Region(mapped, worker, names)
         self._regions[id_of(worker)] = region
         return region
 
