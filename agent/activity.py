@@ -42,6 +42,8 @@ class Activity:
             if worker.qos in UNGATED or use is None or use.vram_bytes is None or use.compute_ratio is None:
                 continue
             gate = self._gates.get(key) or Gate(float(quota.vram_limit_bytes), active_at=now)
+            # A clock that was set back would have it at work until it is where it was.
+            gate.active_at = min(gate.active_at, now)
             gate.sample(now, use.compute_ratio, float(use.vram_bytes))
             kept[key] = gate
             found[key] = int(gate.limit(now, float(quota.vram_request_bytes), float(quota.vram_limit_bytes)))

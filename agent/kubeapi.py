@@ -129,5 +129,5 @@ class KubeApi:
 def _object(content: bytes, path: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(content, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(f"{path}: the answer can't be read: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from agent.activity import Activity
 from agent.enforce.backend import Applied
@@ -11,6 +12,9 @@ from agent.report import WorkerKey
 from agent.samples import Attribution
 from agent.timeshare import Credit, Metered, accrue, share_time
 from autoscaler.contract.keys import EFFECTIVE_NOW
+
+MOST_SECONDS: Final = 60.0
+"""The longest time that one sample speaks for."""
 
 
 class Lending:
@@ -47,7 +51,9 @@ class Lending:
         """
         ratios = {(use.worker.pod_uid, use.worker.container, use.uuid): use.compute_ratio for use in attribution.uses}
         keys = tuple(layout.places)
-        seconds = 0.0 if self._at is None else max(attribution.at - self._at, 0.0)
+        seconds = 0.0 if self._at is None else attribution.at - self._at
+        # A clock that was set tells nothing about what was used meanwhile.
+        seconds = seconds if 0.0 <= seconds <= MOST_SECONDS else 0.0
         self._at = attribution.at
         metered: list[Metered | None] = []
         credit_of: list[Credit | None] = []

@@ -74,9 +74,10 @@ def preempt(
 
 
 def _aged(stop: Stop, now: float) -> Stop | None:
+    # A clock that was set back ends both, or they would last until it is where it was.
     if stop.until is None:
-        return stop if now - stop.since < STOP_SECONDS else Stop(stop.since, now + REST_SECONDS)
-    return stop if now < stop.until else None
+        return stop if 0.0 <= now - stop.since < STOP_SECONDS else Stop(stop.since, now + REST_SECONDS)
+    return stop if stop.until - REST_SECONDS <= now < stop.until else None
 
 
 def _victim(

@@ -139,7 +139,10 @@ class ChosenBackend:
     def _choose(self, part: Part, worker: Worker, uuid: str) -> Choice:
         reasons = []
         for actuator in self._order.get(part, ()):
-            reach = actuator.reach(worker, uuid)
+            try:
+                reach = actuator.reach(worker, uuid)
+            except OSError as error:
+                reach = Capabilities(Effect.UNSUPPORTED, Effect.UNSUPPORTED, str(error))
             effect = _effect(reach, part)
             if effect is not Effect.UNSUPPORTED:
                 return Choice(actuator, effect)

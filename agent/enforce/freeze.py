@@ -24,6 +24,7 @@ class Freezer:
     def __init__(self, root: Path, state_dir: Path, cgroup_of: Callable[[tuple[str, str]], str]) -> None:
         self._root, self._book, self._cgroup_of = root, state_dir / BOOK_NAME, cgroup_of
         self._frozen: dict[tuple[str, str], str] = {}
+        self._written = b""
 
     def recover(self) -> None:
         """Thaw what an earlier run left frozen."""
@@ -31,12 +32,12 @@ class Freezer:
             left = msgspec.json.decode(self._book.read_bytes(), type=list[str])
         except FileNotFoundError:
             return
-        except msgspec.DecodeError as error:
+        except (OSError, ValueError) as error:
             _log.error("frozen_book_unreadable", path=str(self._book), error=str(error), then="look for frozen pods")
             return
         for cgroup in left:
             self._write(cgroup, "0")
-        self._save()
+        self._written_down()
 
     def set(self, wanted: frozenset[tuple[str, str]]) -> None:
         """Have exactly these workers frozen; what can't be frozen is told and left running."""
@@ -48,12 +49,12 @@ class Freezer:
                 _log.warning("not_frozen", worker=name, reason="its cgroup is not known")
                 continue
             self._frozen[name] = cgroup
-            self._save()
-            if self._write(cgroup, "1"):
+            # What is not written down might stay frozen for good.
+            if self._written_down() and self._write(cgroup, "1"):
                 _log.info("frozen", worker=name, cgroup=cgroup)
             else:
                 del self._frozen[name]
-        self._save()
+        self._written_down()
 
     @property
     def frozen(self) -> frozenset[tuple[str, str]]:
@@ -70,8 +71,18 @@ class Freezer:
             return False
         return True
 
-    def _save(self) -> None:
-        self._book.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._book.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(sorted(self._frozen.values())))
-        temporary.replace(self._book)
+    def _written_down(self) -> bool:
+        """Write down who is frozen, where that is not what was written last; return whether the disk took it."""
+        content = msgspec.json.encode(sorted(self._frozen.values()))
+        if content == self._written:
+            return True
+        try:
+            self._book.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._book.with_suffix(".tmp")
+            temporary.write_bytes(content)
+            temporary.replace(self._book)
+        except OSError as error:
+            _log.warning("frozen_book_not_written", error=str(error), then="nobody is frozen anew")
+            return False
+        self._written = content
+        return True
