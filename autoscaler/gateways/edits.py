@@ -17,7 +17,7 @@ from autoscaler.model.steps import Annotate, Own, Scale, WriteStatus
 from autoscaler.model.workload import Manifest
 
 CLUSTER_SCOPED: Final = frozenset({"Node"})
-SCALABLE: Final = frozenset({"Deployment", "StatefulSet", "TensorFusionWorkload"})
+SCALABLE: Final = frozenset({"Deployment", "StatefulSet", "ReplicaSet", "TensorFusionWorkload"})
 _UID_SPACE: Final = uuid.UUID("6c1b7a4e-52f6-4f3e-9d0a-54f1a0c7be11")
 _SERVED: Final = ("uid", "resourceVersion", "generation", "creationTimestamp")
 

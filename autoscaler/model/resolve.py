@@ -34,6 +34,8 @@ from autoscaler.model.resources import SPECS, Amount, Amounts, Resource, Resourc
 
 T = TypeVar("T")
 
+COUNTED_APART: Final = "but the owner's replicas are"
+"""How a warning goes about two counts that differ."""
 REQUEST_KEYS: Final = (keys.TFLOPS_REQUEST, keys.VRAM_REQUEST)
 LIMIT_KEYS: Final = (keys.TFLOPS_LIMIT, keys.VRAM_LIMIT)
 BUILT_IN_ISOLATION: Final = "soft"
@@ -272,7 +274,7 @@ def _warnings(own: Annotations, spec: WorkloadProfileSpec, owner: Owner) -> Iter
     for source, replicas in ((keys.REPLICAS, own.replicas), ("replicas of the profile", spec.replicas)):
         if replicas is not None:
             if owner.replicas is not None and replicas != owner.replicas:
-                yield f"{source}: {replicas} workers, but the owner's replicas are {owner.replicas}"
+                yield f"{source}: {replicas} workers, {COUNTED_APART} {owner.replicas}"
             break
     if own.autoscale_target is not None and not _first(own.autoscale, own.auto_resources):
         yield f"{keys.AUTOSCALE_TARGET} changes nothing without {keys.AUTOSCALE}: 'true'"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from autoscaler.contract import keys
 from autoscaler.contract.keys import FIELD_MANAGER
 from autoscaler.model.config import Configuration
 from autoscaler.model.profile import API_VERSION
+from autoscaler.model.resolve import COUNTED_APART
 from autoscaler.model.usage import WorkloadKey
 from autoscaler.model.workload import EMPTY, ClusterView, Floor, Manifest, ObjectRef, Worker, Workload, ref_of
 from autoscaler.read.configure import MANAGED_BY, Resolution
@@ -23,7 +24,7 @@ from autoscaler.read.elsewhere import Target, scalers_by_target, target_of
 from autoscaler.read.membership import WORKLOAD_KIND, Group
 from autoscaler.read.owners import rollout_in_progress
 from autoscaler.read.revision import revision_of
-from autoscaler.read.standing import found_amounts, in_force, on_record, own_figures, still_held
+from autoscaler.read.standing import found_amounts, in_force, noted_count, on_record, own_figures, still_held
 from autoscaler.read.workers import amount_problems, noted_replicas, seconds_of
 
 
@@ -116,7 +117,11 @@ def assemble(place: Place, config: Configuration, known: Workload | None, before
         managed_elsewhere=elsewhere,
         status=status,
         problems=(*resolution.problems, *unreadable),
-        warnings=(*resolution.warnings, *_missing_operator(group, config), *_not_ours(elsewhere, count)),
+        warnings=(
+            *_said(resolution.warnings, group, count),
+            *_missing_operator(group, config),
+            *_not_ours(elsewhere, count),
+        ),
         original_replicas=noted_replicas(manifest),
         scale_target=count.target,
         unscalable=count.unscalable,
@@ -151,6 +156,12 @@ def _references(workload: Manifest | None) -> tuple[ObjectRef, ...] | None:
         )
         for one in metadata.get("ownerReferences") or ()
     )
+
+
+def _said(warnings: Sequence[str], group: Group, count: Count) -> Iterator[str]:
+    """Return the warnings, but for a count that differs from the annotation's because it was set here."""
+    ours = count.counts[1] is not None and noted_count(group.workload) == count.counts[1]
+    return (warning for warning in warnings if not (ours and COUNTED_APART in warning))
 
 
 def _not_ours(elsewhere: str, count: Count) -> tuple[str, ...]:

@@ -89,6 +89,13 @@ def test_clients_and_workers_that_are_counted_apart_stay_apart() -> None:
     assert story(seen(scene(4, 2, annotations=apart))) == (2, ""), "where the owner's pods are the workers, they count"
 
 
+def test_a_count_that_was_set_here_is_no_mismatch_to_warn_about() -> None:
+    two = ON | {keys.REPLICAS: "2"}
+    for noted, warned in ((3, False), (2, True)):
+        said = " ".join(seen(scene(3, 3, annotations=two, noted=noted)).warnings)
+        assert ("but the owner's replicas are 3" in said) is warned
+
+
 def test_the_annotation_names_the_workers_of_the_object_that_is_made() -> None:
     view = replace(scene(None, 2, annotations=ON | {keys.REPLICAS: "4"}), workloads=())
     creation = new_workload(seen(view))

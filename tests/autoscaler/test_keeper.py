@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from autoscaler.contract import keys
 from autoscaler.errors import ClusterError, ConflictError
+from autoscaler.gateways.folder import FolderCluster
 from autoscaler.model.snapshot import Snapshot
 from autoscaler.model.steps import Annotate, ClusterWrite, CreateObject, Emit, Own
-from autoscaler.model.workload import ClusterView
+from autoscaler.model.workload import ClusterView, ref_of
 from autoscaler.read.discovery import discover
 from autoscaler.read.keeper import REFUSED_SECONDS, Keeper
 from autoscaler.read.notices import notices_of
@@ -20,6 +23,13 @@ from tests.autoscaler.test_discovery import AMOUNTS, Manifest, chat, deployment,
 
 NOW = 1_800_000_000.0
 GENERATED = {"app.kubernetes.io/managed-by": "tensor-fusion-autoscaler"}
+
+
+class HandClock:
+    """A clock that stands still."""
+
+    def now(self) -> float:
+        return NOW
 
 
 @dataclass
@@ -132,6 +142,22 @@ async def test_a_takeover_that_fails_half_way_tells_nothing() -> None:
 
     assert len((await kept(view)).of(Emit)) == 2
     assert (await kept(view, Recorder({Annotate: ConflictError("edited again")}))).writes == []
+
+
+async def test_a_folder_keeps_the_record_too_and_an_unchanged_one_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(yaml.safe_dump(shared("one").workloads[0]))
+    cluster = FolderCluster(tmp_path, HandClock())
+    (before,) = (await cluster.read()).workloads
+    own = Own(ref_of(before), tuple(ref_of(owner) for owner in shared().owners))
+
+    await cluster.write(own)
+
+    (after,) = (await cluster.read()).workloads
+    assert [one["name"] for one in after["metadata"]["ownerReferences"]] == ["one", "two"]
+    assert after["metadata"]["generation"] == before["metadata"]["generation"]
+    written = (tmp_path / "shared.yaml").stat().st_mtime_ns
+    await cluster.write(own)
+    assert (tmp_path / "shared.yaml").stat().st_mtime_ns == written
 
 
 # Pods that go

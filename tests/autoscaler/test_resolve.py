@@ -122,6 +122,7 @@ GOLDEN_FULL = Configuration(
         secret_namespace="lab",
     ),
     bounds=Bounds((2.0, GIB), (100.0, 40 * GIB), (0.2, 0.2), (5.0, 5.0)),
+    gang_members=2,
     initial_delay_seconds=1800,
 )
 GOLDEN_LATER = Configuration(
