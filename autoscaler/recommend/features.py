@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from autoscaler.model.defaults import DAY, HOUR
-from autoscaler.model.usage import Bools, Floats, Floats32, Ints
+from autoscaler.model.usage import Floats, Floats32, Ints
 
 BIN_SECONDS: Final = 300.0
 PER_HOUR: Final = int(HOUR // BIN_SECONDS)
@@ -23,6 +23,7 @@ OFFSET: Final = 0.02
 LEAST_SCALE: Final = 1e-9
 SCALE_FLOOR_RATIO: Final = 0.005
 HIGH_RATIO: Final = 0.8
+DAYS_AGO: Final = np.arange(SEASON_DAYS, 0, -1)
 LEVEL_CHANGE: Final = (0.3, 3.0)
 UPPER_QUANTILE: Final = 0.9
 PEAK_BINS: Final = np.array([1, PER_HOUR // 2, PER_HOUR, 4 * PER_HOUR, PER_DAY])
@@ -95,32 +96,30 @@ def _season(bins: Bins, level: tuple[Floats, Floats], horizon: int, days: Ints) 
     """Return what the coming hours were like on the days before, (W, 4); `level`: the scale and the mean of an hour."""
     scale, now = level
     table = np.full((len(scale), 4), np.nan)
-    yesterday = bins.peaks[:, bins.end - PER_DAY : bins.end - PER_DAY + horizon]
-    if not ((2 * (~np.isnan(yesterday)).sum(axis=1) >= horizon) & (days > 0)).any():
+    ahead = _same_hours(bins.peaks, bins.end, horizon)
+    ahead_known = ~np.isnan(ahead)
+    seen = (2 * ahead_known.sum(axis=2) >= horizon) & (days[:, None] >= DAYS_AGO)
+    if not seen[:, -1].any():
         return table
-    allowed = np.arange(SEASON_DAYS, 0, -1) <= days[:, None]
-    ahead, ahead_known = _same_hours(bins.peaks, bins.end, horizon, allowed)
-    behind, behind_known = _same_hours(bins.means, bins.end - PER_HOUR, PER_HOUR, allowed)
-    seen = 2 * ahead_known >= horizon
-    comparable = seen & (2 * behind_known >= PER_HOUR)
-    then = behind.sum(axis=2) / np.maximum(behind_known, 1)
+    behind = _same_hours(bins.means, bins.end - PER_HOUR, PER_HOUR)
+    behind_known = ~np.isnan(behind)
+    hours = behind_known.sum(axis=2)
+    comparable = seen & (2 * hours >= PER_HOUR)
+    then = np.where(behind_known, behind, 0.0).astype(np.float64).sum(axis=2) / np.maximum(hours, 1)
     soft = OFFSET * scale
-    change = np.clip((now + soft)[:, None] / (then + soft[:, None]), *LEVEL_CHANGE)
-    count, compared = seen.sum(axis=1), comparable.sum(axis=1)
-    complete = seen[:, -1] & (compared > 0)
-    peak = np.where(seen, ahead.max(axis=2), 0.0)
+    change = (now + soft)[:, None] / (then + soft[:, None])
+    change = np.minimum(np.maximum(change, LEVEL_CHANGE[0]), LEVEL_CHANGE[1])
+    peak = np.where(seen, np.where(ahead_known, ahead, 0.0).max(axis=2), 0.0).astype(np.float64)
+    compared = comparable.sum(axis=1)
     table[:, 0] = peak[:, -1]
-    table[:, 1] = peak.sum(axis=1) / np.maximum(count, 1)
+    table[:, 1] = peak.sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
     table[:, 2] = peak.max(axis=1)
     table[:, 3] = np.where(comparable, peak * change, 0.0).sum(axis=1) / np.maximum(compared, 1)
+    complete = seen[:, -1] & (compared > 0)
     return np.where(complete[:, None], relative(table, scale[:, None]), np.nan)
 
 
-def _same_hours(values: Floats32, end: int, width: int, allowed: Bools) -> tuple[Floats, Ints]:
-    """Return the `width` bins from `end` on, on each of the last seven days (W, 7, width), and how many are known.
-
-    `allowed` (W, 7): days that may be looked at.
-    """
-    week = values[:, end - SEASON_DAYS * PER_DAY : end].reshape(len(values), SEASON_DAYS, PER_DAY)[:, :, :width]
-    known = ~np.isnan(week) & allowed[:, :, None]
-    return np.where(known, week, 0.0).astype(np.float64), known.sum(axis=2)
+def _same_hours(values: Floats32, end: int, width: int) -> Floats32:
+    """Return the `width` bins from `end` on, on each of the last seven days, (W, 7, width)."""
+    week = values[:, end - SEASON_DAYS * PER_DAY : end]
+    return week.reshape(len(values), SEASON_DAYS, PER_DAY)[:, :, :width]

@@ -36,6 +36,7 @@ LEAST_BINS: Final = PER_HOUR // 2
 ROWS_AT_ONCE: Final = 256
 """Rows whose bins stay in a processor's cache."""
 LEVELS: Final = np.array(QUANTILES)
+BELOW: Final = LEVELS - 1
 SCORES: Final = tuple(NormalDist().inv_cdf(level) for level in QUANTILES)
 QUANTILE_NAMES: Final = tuple(f"forecast_q{level * 100:.0f}" for level in QUANTILES)
 
@@ -154,7 +155,7 @@ def _close(series: Rows, number: int, fleet: Fleet, model: ForecastModel | None)
     rows = past.forecast_rows(fleet)
     everyone = len(rows) == len(fleet)
     for asked, chosen in _by_horizon(fleet.knobs.forecast_horizon[rows]):
-        horizon = model.nearest(asked)
+        horizon = _nearest(model, asked)
         for start in range(0, len(chosen), ROWS_AT_ONCE):
             block = chosen[start : start + ROWS_AT_ONCE]
             places: slice | Ints = block
@@ -163,6 +164,11 @@ def _close(series: Rows, number: int, fleet: Fleet, model: ForecastModel | None)
             bins = round(horizon / BIN_SECONDS)
             _score(series, places, number, bins)
             _forecast(series, (places, places if everyone else rows[places]), fleet, (bins, model.heads[horizon]))
+
+
+@lru_cache(maxsize=16)
+def _nearest(model: ForecastModel, asked: float) -> float:
+    return model.nearest(asked)
 
 
 def _by_horizon(horizons: Floats) -> list[tuple[float, Ints]]:
@@ -183,11 +189,9 @@ def _score(series: Rows, places: slice | Ints, number: int, horizon: int) -> Non
     came = series.weights("peaks")[places, end - horizon : end].astype(np.float64)
     known = ~np.isnan(came)
     scored &= 2 * known.sum(axis=1) >= horizon
-    if not scored.any():
-        return
     truth = relative(np.where(known, came, 0.0).max(axis=1), made[:, 0])
     error = truth[:, None, None] - made[:, 1:].reshape(-1, 2, len(QUANTILES))
-    loss = np.maximum(LEVELS * error, (LEVELS - 1) * error).sum(axis=2) / len(QUANTILES)
+    loss = np.maximum(LEVELS * error, BELOW * error).sum(axis=2) / len(QUANTILES)
     losses = series["losses"]
     before = losses[places]
     after = np.where(np.isnan(before), loss, before + LOSS_ALPHA * (loss - before))

@@ -49,7 +49,14 @@ ROWS_AT_ONCE: Final = 256
 def decay(weights: Floats32, seconds: float, half_life: Floats) -> None:
     """Age all samples of all rows in place; `half_life` (W,) in seconds."""
     if seconds > 0:
-        weights *= left(np.array([[seconds]]), half_life).astype(np.float32)
+        weights *= _left_of_all(seconds, half_life)
+
+
+def _left_of_all(age: float, half_life: Floats) -> Floats32:
+    """Return what is left of all weights after this time in seconds, (W, 1)."""
+    if half_life.size == 1:
+        return _left_of_one(age, half_life.item())
+    return np.exp2(-age / half_life).astype(np.float32)[:, None]
 
 
 def left(ages: Floats, half_life: Floats) -> Floats:
@@ -57,6 +64,11 @@ def left(ages: Floats, half_life: Floats) -> Floats:
     if half_life.size == 1:
         return _left(tuple(ages[0].tolist()), half_life.item())
     return np.exp2(-ages / half_life[:, None])
+
+
+@lru_cache(maxsize=256)
+def _left_of_one(age: float, half_life: float) -> Floats32:
+    return _left((age,), half_life).astype(np.float32)
 
 
 @lru_cache(maxsize=256)

@@ -1,140 +1,121 @@
-"""The columns of `kubectl get`, for objects in a folder: same titles, same paths, at most 120 wide."""
+"""A fleet of one is worked on as numbers: it gets what each of its workloads gets among others, to the last bit."""
 
 from __future__ import annotations
 
-import io
-import json
-import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
-import yaml
 
-from autoscaler.model.crd import render_crds
-from autoscaler.model.decision import Field
-from autoscaler.model.reasons import Verdict
-from autoscaler.report.columns import COLUMNS, as_json, rows, table
-from autoscaler.report.fitting import WIDTH
-from autoscaler.report.status import MetricsHealth, Reported, status_of
-from tests.autoscaler.apply_cases import NODE, NOW, decision, figure, quota, told, workload
+from autoscaler.contract.keys import QoS
+from autoscaler.model import columns
+from autoscaler.model.config import Configuration, LimitsPolicy, Mode, Prediction, RequestsPolicy
+from autoscaler.model.fleet import Fleet, to_fleet
+from autoscaler.model.resources import GIB
+from autoscaler.model.rows import Row
+from autoscaler.model.snapshot import Snapshot
+from autoscaler.model.usage import Usage, Window, WorkloadKey
+from autoscaler.model.workload import Discovered
+from autoscaler.recommend import learn, new_memory, recommend, watch
+from autoscaler.recommend.memory import COLUMNS
+from autoscaler.state.models import built_in_model
+from tests.autoscaler.stage import ON, START, STEP, Stage
 
-KIND = "TensorFusionWorkload"
-BORN = "2027-01-15T07:50:34Z"  # 9m26s before NOW
-
-
-def stored(name="llama-3-70b-serving", status=None):
-    metadata = {"namespace": "prod", "name": name, "creationTimestamp": BORN}
-    return {"kind": KIND, "metadata": metadata, "spec": {"qos": "high"}, "status": status or {}}
-
-
-def held_status():
-    limit = figure(Field.COMPUTE_LIMIT, 20.0, 24.0, allowed=20.0, verdict=Verdict.CAPACITY_LIMITED)
-    held = decision({Field.COMPUTE_LIMIT: limit})
-    nodes = {NODE: told(quota("chat-0"), quota("chat-1")).state()}
-    return status_of(Reported(workload(), held, MetricsHealth(), NOW, nodes))
-
-
-def printed(objects, kind=KIND):
-    out = io.StringIO()
-    table(rows(objects, kind, NOW), kind, out)
-    return out.getvalue()
-
-
-def test_a_row_reads_like_kubectl_s():
-    (row,) = rows([stored(status=held_status())], KIND, NOW)
-    assert row == {
-        "Name": "llama-3-70b-serving",
-        "QoS": "medium",
-        "Auto": "off",
-        "TFlops": "10/20→10/24",
-        "VRAM": "4Gi",
-        "Replicas": "2",
-        "Applied": "2/2",
-        "Status": "CapacityLim",
-        "Age": "9m26s",
-    }
-
-
-def test_what_an_object_does_not_say_is_an_empty_cell():
-    (row,) = rows([stored()], KIND, NOW)
-    assert (row["TFlops"], row["Applied"], row["Status"]) == ("", "", "")
-
-
-def test_the_widest_usual_row_stays_within_120_characters_and_whole():
-    wide = stored(
-        status={
-            "autoscaling": {
-                "applied": "2/2",
-                "display": {
-                    "qos": "critical",
-                    "auto": "req,lim,rep",
-                    "tflops": "10/20→12/24",
-                    "vram": "4Gi→6Gi",
-                    "replicas": "2→3",
-                    "status": "RecommendOnly12",
-                },
-            }
-        },
-        name="llama-3-70b-serving-x23",
-    )
-    text = printed([wide])
-    assert max(map(len, text.splitlines())) <= WIDTH
-    for part in ("llama-3-70b-serving-x23", "critical", "req,lim,rep", "10/20→12/24", "RecommendOnly12", "9m26s"):
-        assert part in text
-
-
-def test_a_piped_table_is_printed_whole_whatever_the_names():
-    lines = printed([stored(name="x" * 200, status=held_status())]).splitlines()
-    assert "x" * 200 in lines[1]
-    assert "…" not in lines[1]
-
-
-def test_a_pipe_gets_plain_text():
-    assert "\x1b" not in printed([stored(status=held_status())])
-
-
-def test_json_is_keyed_by_column():
-    assert json.loads(as_json(rows([stored()], KIND, NOW)))[0]["Name"] == "llama-3-70b-serving"
-
-
-def test_rows_are_sorted_and_other_kinds_are_left_out():
-    found = rows([stored("b"), stored("a"), {"kind": "Pod", "metadata": {"name": "p"}}], KIND, NOW)
-    assert [row["Name"] for row in found] == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("born", "age"),
-    [
-        ("2027-01-15T07:59:30Z", "30s"),
-        ("2027-01-15T05:00:00Z", "3h"),
-        ("2027-01-01T08:00:00Z", "14d"),
-        ("soon", ""),
-        (None, ""),
-    ],
+BINS = 5
+WINDOWS = 320
+SPAN = BINS * STEP
+FORECAST = RequestsPolicy(mode=Mode.ON, prediction=Prediction(enable=True))
+CONFIGS: tuple[Configuration, ...] = (
+    ON,
+    replace(ON, qos=QoS.CRITICAL, requests=FORECAST, limits=LimitsPolicy(mode=Mode.ON, percentile=0.9)),
+    replace(ON, qos=QoS.LOW, requests=replace(FORECAST, percentile=0.8, buffer_ratio=0.2)),
+    replace(ON, qos=QoS.HIGH, requests=FORECAST, limits=LimitsPolicy(prediction=Prediction(enable=True))),
 )
-def test_ages_are_short(born, age):
-    one = stored()
-    one["metadata"]["creationTimestamp"] = born
-    assert rows([one], KIND, NOW)[0]["Age"] == age
 
 
-def test_a_profile_shows_whether_it_is_valid():
-    profile = {
-        "kind": "WorkloadProfile",
-        "metadata": {"name": "llm"},
-        "spec": {"qos": "high"},
-        "status": {"workloads": 3, "conditions": [{"type": "ConfigValid", "status": "True"}]},
-    }
-    (row,) = rows([profile], "WorkloadProfile", NOW)
-    assert (row["QoS"], row["Workloads"], row["Ready"], row["Age"]) == ("high", "3", "True", "")
+def fleet_of(configs: tuple[Configuration, ...], first: int = 0) -> Fleet:
+    loads = []
+    for row, config in enumerate(configs, first):
+        one = Stage(config=config).workload
+        loads.append(replace(one, key=WorkloadKey("a", f"w{row}"), ref=replace(one.ref, name=f"w{row}", uid=f"u{row}")))
+    return to_fleet(Snapshot(START, Discovered(tuple(loads)), {}))
 
 
-@pytest.mark.parametrize("kind", sorted(COLUMNS))
-def test_columns_are_those_of_the_crd(kind):
-    crd = next(one for one in map(yaml.safe_load, render_crds().values()) if one["spec"]["names"]["kind"] == kind)
-    declared = crd["spec"]["versions"][0]["additionalPrinterColumns"]
-    narrow = [(one["name"], one["jsonPath"]) for one in declared if not one.get("priority")]
-    assert [column.title for column in COLUMNS[kind]] == ["Name", *(name for name, _ in narrow)]
-    paths = dict(narrow)
-    for column in COLUMNS[kind]:
-        if column.path:
-            assert re.sub(r"^\.", "", paths[column.title]) == ".".join(column.path)
+def windows(count: int, seed: int = 3) -> list[Usage]:
+    """Days of bursts and idleness with gaps, deaths and clipped bins."""
+    rng = np.random.default_rng(seed)
+    bins = BINS * WINDOWS
+    shape = count, bins
+    busy = rng.random(shape) < 0.6
+    compute = np.where(busy, rng.gamma(2.0, 3.0, shape), 0.0) * (1.2 + np.sin(np.arange(bins) / 200.0))
+    vram = (2 + np.where(busy, rng.gamma(1.5, 1.0, shape), 0.0)) * GIB
+    gone = rng.random(shape) < 0.03
+    peak = np.where(gone, np.nan, np.array([compute, vram])).astype(np.float32)
+    parts = (slice(at, at + BINS) for at in range(0, bins, BINS))
+    clipped, ooms = rng.random(peak.shape) < 0.05, (rng.random(shape) < 0.003).astype(np.float32)
+    return [
+        Usage(
+            window=Window(START + SPAN * number, START + SPAN * (number + 1), STEP),
+            keys=tuple(WorkloadKey("a", f"w{row}") for row in range(count)),
+            peak=peak[:, :, part],
+            total=peak[:, :, part],
+            ceiling=np.where(np.arange(count)[:, None] % 2, 9.0, np.nan)[None] * np.ones_like(peak[:, :, part]),
+            clipped=clipped[:, :, part],
+            ooms=ooms[:, part],
+            workers=np.ones((count, BINS), dtype=np.float32),
+            last_seen=np.full(count, START + SPAN * (number + 1)),
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def test_a_workload_gets_the_same_alone_and_among_others():
+    among, alone = fleet_of(CONFIGS), [fleet_of((config,), row) for row, config in enumerate(CONFIGS)]
+    memories = [new_memory(built_in_model()) for _ in range(len(CONFIGS) + 1)]
+    for memory, fleet in zip(memories, [among, *alone], strict=True):
+        memory.align(fleet.keys, fleet.uids)
+    figures = among.current
+    causes = set()
+    for number, usage in enumerate(windows(len(CONFIGS))):
+        wanted = []
+        for row, (memory, fleet) in enumerate(zip(memories, [among, *alone], strict=True), -1):
+            current = figures if row < 0 else figures[[row]]
+            now = replace(fleet, now=usage.window.end, current=current)
+            learn(memory, usage, now)
+            watch(memory, usage, now)
+            wanted.append(recommend(now, memory, horizontal=False))
+        for row, one in enumerate(wanted[1:]):
+            for name in ("figure", "lower", "upper", "cause", "urgent", "trouble_at", "trouble_samples", "samples"):
+                np.testing.assert_array_equal(getattr(one, name)[0], getattr(wanted[0], name)[row], name)
+            for field, inputs in one.inputs.items():
+                # what only others asked for is not named here
+                for name, column in inputs.items():
+                    np.testing.assert_array_equal(column[0], wanted[0].inputs[field][name][row], name)
+        causes |= set(wanted[0].cause.flat)
+        figures = np.where(number % 3 == 0, wanted[0].figure, figures)
+    assert len(causes) >= 6, "the history is too calm to show anything"
+    for row, memory in enumerate(memories[1:]):
+        for name in COLUMNS:
+            np.testing.assert_array_equal(memory.arrays[name][0], memories[0].arrays[name][row], name)
+
+
+VALUES = [0.0, -1.5, 2.0, 1e300, float("inf"), float("nan")]
+
+
+@pytest.mark.parametrize("name", ["fmax", "fmin", "maximum", "minimum", "ratio"])
+def test_a_function_of_two_numbers_is_that_of_two_columns(name: str):
+    function = getattr(columns, name)
+    for one in VALUES:
+        for other in VALUES:
+            of_columns = function(np.array([one, one]), np.array([other, other]))[1]
+            np.testing.assert_array_equal(function(one, other), of_columns, f"{one} {other}")
+
+
+def test_a_row_is_written_through_and_reads_what_was_written():
+    array = np.array([[1.0, 2.0, 3.0]])
+    row = Row(array[0])
+    row[:, 1] = 7.0
+    assert row[:, 1] == array[0, 1] == columns.largest(row) == 7.0
+    before = np.array([9.0])
+    assert columns.last_known(Row(np.array([1.0, 4.0, np.nan])), before) == 4.0
+    assert columns.last_known(Row(np.array([np.nan])), before) is before
