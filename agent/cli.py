@@ -18,11 +18,14 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from agent import capture
+from agent.capture import Recorder
 from agent.enforce.actuator import Surroundings
 from agent.enforce.backend import BackendError
 from agent.enforce.live import LastUse
 from agent.enforce.registry import candidates
 from agent.gpus import GpuTable, load_gpu_table
+from agent.replayed import ReplayedSource
 from agent.samples import DeviceSource, SourceError
 from agent.scenario import ScenarioError, load_scenario
 from agent.settings import AgentSettings
@@ -106,7 +109,12 @@ def run(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
 
 
 @app.command()
-def probe(simulate: _Simulate = None, gpu_table: _GpuTable = None, output: _Output = Output.TABLE) -> None:
+def probe(
+    simulate: _Simulate = None,
+    replay: Annotated[Path | None, typer.Option(help="Play this capture instead of reading NVML.")] = None,
+    gpu_table: _GpuTable = None,
+    output: _Output = Output.TABLE,
+) -> None:
     """Show the devices, backends and capabilities found here; exit code 1 where no device can be read."""
     with _failing():
         gpus = load_gpu_table(gpu_table)
@@ -115,7 +123,7 @@ def probe(simulate: _Simulate = None, gpu_table: _GpuTable = None, output: _Outp
         backends = {name: one.probe() for name, one in candidates(around).items()}
         problem, devices = "", tuple[DeviceInfo, ...]()
         try:
-            with _source(simulate, gpus) as source:
+            with _source(simulate, gpus, replay) as source:
                 devices = device_infos(source.sample(time.time()), gpus)  # noqa: TID251  the shell owns the clock
         except SourceError as error:
             problem = str(error)
@@ -140,22 +148,18 @@ def quotas(
 
 
 @app.command()
-def record(
+def record(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
     seconds: Annotated[float, typer.Option(min=0.0, help="How long to record.")] = 60.0,
     tick: Annotated[float, typer.Option(min=0.05, help="Seconds between samples.")] = 1.0,
     to: Annotated[Path | None, typer.Option(help="File to write; standard output when absent.")] = None,
+    note: Annotated[str, typer.Option(help="What readers of the capture should know.")] = "",
+    proc_root: Annotated[Path, typer.Option(help="Where the host's processes are seen.")] = Path("/proc"),
     simulate: _Simulate = None,
 ) -> None:
-    """Record samples of all devices, one JSON document a line."""
+    """Record a capture of all devices that can be played again: one JSON document a line."""
     with _failing(), _source(simulate, load_gpu_table()) as source, _written(to) as file:
-        end = time.monotonic() + seconds
-        while True:
-            due = time.monotonic() + tick
-            file.write(msgspec.json.encode(source.sample(time.time())) + b"\n")  # noqa: TID251  the shell owns the clock
-            file.flush()
-            if due > end:
-                return
-            time.sleep(max(0.0, due - time.monotonic()))
+        # The pids of a simulation are those of other processes here.
+        capture.record(Recorder(source, proc_root if simulate is None else None), file, seconds, tick, note)
 
 
 def _run(settings: AgentSettings) -> None:
@@ -214,9 +218,11 @@ def _end(message: str, *, code: int) -> NoReturn:
 
 
 @contextmanager
-def _source(simulate: Path | None, gpus: GpuTable) -> Iterator[DeviceSource]:
+def _source(simulate: Path | None, gpus: GpuTable, replay: Path | None = None) -> Iterator[DeviceSource]:
     source: DeviceSource
-    if simulate is None:
+    if replay is not None:
+        source = ReplayedSource(capture.load_capture(replay)[1])
+    elif simulate is None:
         from agent.nvml import NvmlSource
 
         source = NvmlSource()

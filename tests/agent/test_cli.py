@@ -11,10 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from agent.samples import NodeSample
+from agent.capture import load_capture
 from tests.agent import nvml_standin, scenes
 from tests.agent.nvml_standin import NvmlStandIn
 from tests.agent.scenes import GIB
@@ -225,9 +224,11 @@ def test_a_recording_can_be_read_back_as_samples(tmp_path):
     scenario = scenes.write(tmp_path, scenes.worker("a"), start=None)
     done = tf_agent("record", "--simulate", scenario, "--seconds", 0.2, "--tick", 0.05, "--to", tmp_path / "r.jsonl")
     assert done.returncode == 0, done.stderr
-    samples = [msgspec.json.decode(line, type=NodeSample) for line in (tmp_path / "r.jsonl").read_bytes().splitlines()]
-    assert len(samples) >= 2
-    assert samples[0].devices[0].processes[0].vram_bytes == 8 * GIB
+    _, ticks = load_capture(tmp_path / "r.jsonl")
+    assert len(ticks) >= 2
+    assert ticks[0].sample.devices[0].processes[0].vram_bytes == 8 * GIB
+    shown = tf_agent("probe", "--replay", tmp_path / "r.jsonl", "-o", "json")
+    assert [device["uuid"] for device in json.loads(shown.stdout)["devices"]] == ["GPU-0"]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,7 @@ def test_a_recording_can_be_read_back_as_samples(tmp_path):
         (("run", "--node", "n1", "--state-dir", "{tmp}"), 1, "NVML"),
         (("probe",), 1, "NVML"),
         (("record", "--seconds", 0), 1, "NVML"),
+        (("probe", "--replay", "{tmp}/scenario.json"), 1, "is no capture"),
         (("run",), 2, "node is not given"),
         (("run", "--node", "n1", "--listen", "0.0.0.0:9400"), 2, "only a loopback address"),
         (("run", "--node", "n1", "--tick", -1), 2, "tick_seconds"),
