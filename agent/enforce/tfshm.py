@@ -27,6 +27,7 @@ from agent.enforce.tfshm_layout import (
     MEM_LIMIT,
     UNLIMITED_BYTES,
     Slot,
+    add_slot,
     create_state,
     open_state,
     slots_of,
@@ -206,17 +207,17 @@ class TfshmActuator:
         if not (_is_name(worker.namespace) and _is_name(worker.pod)):
             return f"{worker.namespace}/{worker.pod} is no pod's name"
         try:
-            file = self._files.get(path) or self._take(path, worker)
+            file = self._files.get(path) or self._take(path, worker, uuid)
         except FileNotFoundError:
             return f"no limiter's folder at {path.parent}"
         except (OSError, LayoutError) as error:
             return str(error)
-        return file if isinstance(file, str) else _settle(file, worker, uuid)
+        return file if isinstance(file, str) else self._settle(file, worker, uuid)
 
-    def _take(self, path: Path, worker: Worker) -> _File | str:
+    def _take(self, path: Path, worker: Worker, uuid: str) -> _File | str:
         """Open (or make) a file and begin to keep it; return why it is somebody else's."""
         if not path.exists():
-            self._make(path, worker)
+            self._make(path, {*worker.devices, uuid})
         mapped = open_state(path)
         stranger = self._ownership.stranger(path, mapped.u64(HEARTBEAT).value)
         held = {(*id_of(worker), uuid): slot.u64(MEM_LIMIT) for uuid, slot in _slots_of(mapped, worker).items()}
@@ -237,11 +238,24 @@ class TfshmActuator:
             self._keeper = threading.Thread(target=self._keep_on, name="tfshm", daemon=True)
             self._keeper.start()
 
-    def _make(self, path: Path, worker: Worker) -> None:
-        devices = {uuid: self._around.index_of(uuid) for uuid in worker.devices}
-        placed = {index: uuid for uuid, index in devices.items() if index is not None}
+    def _settle(self, file: _File, worker: Worker, uuid: str) -> str:
+        """Begin to keep a device's slot of a file; return why not. A device that came later gets a slot now."""
+        if id_of(file.worker) != id_of(worker):
+            return f"{file.mapped.path} serves container {file.worker.container!r} of this pod"
+        if uuid not in file.buckets:
+            index = self._around.index_of(uuid)
+            slot = slots_of(file.mapped).get(uuid.lower())
+            if slot is None and index is not None:
+                slot = add_slot(file.mapped, index, uuid)
+            if slot is None:
+                return f"{file.mapped.path} has no slot for {uuid}"
+            file.buckets[uuid] = Bucket(slot)
+        return ""
+
+    def _make(self, path: Path, devices: set[str]) -> None:
+        placed = {index: uuid for uuid in devices if (index := self._around.index_of(uuid)) is not None}
         if not placed:
-            raise LayoutError(f"{path} is not there, and the devices of its worker are not known yet")
+            raise LayoutError(f"{path} is not there, and the driver's indices of its devices are not known yet")
         create_state(path, placed, self._wall())
         self._ownership.own(path, owned=True)
 
@@ -255,18 +269,6 @@ class TfshmActuator:
     def _keep_on(self) -> None:
         while not self._stop.wait(REFILL_SECONDS):
             self.keep()
-
-
-def _settle(file: _File, worker: Worker, uuid: str) -> str:
-    """Begin to keep a device's slot of a file; return why not."""
-    if id_of(file.worker) != id_of(worker):
-        return f"{file.mapped.path} serves container {file.worker.container!r} of this pod"
-    if uuid not in file.buckets:
-        slot = slots_of(file.mapped).get(uuid.lower())
-        if slot is None:
-            return f"{file.mapped.path} has no slot for {uuid}"
-        file.buckets[uuid] = Bucket(slot)
-    return ""
 
 
 def _slots_of(mapped: MappedFile, worker: Worker) -> dict[str, Slot]:

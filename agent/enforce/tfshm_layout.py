@@ -118,6 +118,21 @@ def slots_of(file: MappedFile) -> dict[str, Slot]:
     return found
 
 
+def add_slot(file: MappedFile, index: int, uuid: str) -> Slot | None:
+    """Return the slot of a device, made unlimited until a quota comes; None where another device has its place."""
+    if not 0 <= index < MAX_DEVICES:
+        return None
+    slot = Slot(file, index)
+    if slot.u32(IS_ACTIVE) and slot.uuid:
+        return None
+    file.put_text(DEVICES + index * DEVICE_STRIDE + UUID, UUID_BYTES, uuid)
+    slot.put_u32(UP_LIMIT, 100)
+    slot.put_u64(MEM_LIMIT, UNLIMITED_BYTES)
+    slot.put_u32(IS_ACTIVE, 1)
+    file.u32(DEVICE_COUNT).value += 1
+    return slot
+
+
 def create_state(path: Path, devices: Mapping[int, str], now: float) -> None:
     """Make a file with one slot per device, by NVML index, unlimited until a quota comes; it appears complete.
 
@@ -135,12 +150,7 @@ def create_state(path: Path, devices: Mapping[int, str], now: float) -> None:
         os.close(descriptor)
     with MappedFile(temporary, SIZE) as file:
         for index, uuid in devices.items():
-            slot = Slot(file, index)
-            file.put_text(DEVICES + index * DEVICE_STRIDE + UUID, UUID_BYTES, uuid)
-            slot.put_u32(UP_LIMIT, 100)
-            slot.put_u64(MEM_LIMIT, UNLIMITED_BYTES)
-            slot.put_u32(IS_ACTIVE, 1)
-        file.u32(DEVICE_COUNT).value = len(devices)
+            add_slot(file, index, uuid)
         file.u64(HEARTBEAT).value = int(now)
         file.u32(DISCRIMINANT).value = VERSION_2
     os.link(temporary, path)

@@ -122,6 +122,16 @@ def test_a_file_is_made_where_the_limiters_folder_waits_and_carries_the_limits(n
         del slot
 
 
+def test_a_device_that_comes_later_gets_a_slot_in_the_same_file(node: Node, made: Keep) -> None:
+    node.folder(worker())
+    actuator = made(node.actuator(tflops_of=lambda _uuid: CAPACITY, index_of={GPU: 3, "GPU-b": 1}.get))
+    actuator.apply(worker(), quota(30.0), BOTH)
+    actuator.apply(worker(), DeviceQuota("GPU-b", 0.0, 40.0, 0, 2 * GIB), BOTH)
+    with open_state(node.file(worker())) as file:
+        assert file.u32(layout.DEVICE_COUNT).value == 2
+        assert {uuid: slot.u32(layout.UP_LIMIT) for uuid, slot in slots_of(file).items()} == {"gpu-a": 30, "gpu-b": 40}
+
+
 def test_without_a_limiter_the_worker_is_out_of_reach_and_the_reason_names_the_folder(node: Node, made: Keep) -> None:
     found = made(node.actuator()).reach(worker(), GPU)
     assert (found.compute, found.vram) == (Effect.UNSUPPORTED, Effect.UNSUPPORTED)
@@ -307,8 +317,8 @@ def test_a_released_worker_keeps_its_limits_and_loses_its_heartbeat(node: Node, 
         assert Slot(file, 3).u64(layout.MEM_LIMIT) == 4 * GIB
 
 
-def test_a_file_of_the_first_version_of_a_slot_for_another_device_is_named(node: Node, made: Keep) -> None:
-    create_state(node.file(worker()), {0: "GPU-other"}, 0.0)
+def test_a_place_that_another_device_has_is_named(node: Node, made: Keep) -> None:
+    create_state(node.file(worker()), {3: "GPU-other"}, 0.0)
     assert "no slot for GPU-a" in made(node.actuator()).reach(worker(), GPU).reason
     with pytest.raises(LayoutError):
         open_state(Path("/dev/null"))
