@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import structlog
 
@@ -24,28 +23,17 @@ from agent.exporter import Exporter
 from agent.govern import Claim, Layout, Room, Share, claims, govern, id_of, lay_out, rooms
 from agent.gpus import GpuTable
 from agent.lending import Lending
-from agent.ooms import Exit, Ooms
+from agent.ooms import Exit
 from agent.preempting import Preempting
 from agent.quotas import Capacity, Denial, check_document, refuse
 from agent.report import AgentStats, DurationRecorder, SourceStats, TickReport, WorkerKey
 from agent.samples import Attribution, DeviceSample, DeviceSource, NodeSample, ProcessDirectory, Worker
 from agent.states import device_infos, worker_states
 from agent.store import QuotaStore, StoreError
+from agent.witness import Signs, Throttled, Witness
 from autoscaler.contract.quota import DevicesStatus, QuotaDocument, QuotaStatus, Refusal
 
 _log = structlog.get_logger(__name__)
-
-
-class Witness(Protocol):
-    """Who can tell what a device does not show: being throttled, and dying of memory."""
-
-    def throttled(self) -> Mapping[WorkerKey, bool | None]:
-        """Return whether the limit held each worker back at the last sample."""
-        ...
-
-    def ooms(self) -> Mapping[tuple[str, str, str, str], int]:
-        """Return the total by worker, device and source."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +50,7 @@ class Parts:
     source_stats: Callable[[], SourceStats] | None = None
     witness: Witness | None = None
     exits: Callable[[], tuple[Exit, ...]] | None = None
+    throttled: Callable[[], Throttled] | None = None
     preempting: Preempting | None = None
 
 
@@ -104,7 +93,7 @@ class Agent:
         self._lock = threading.Lock()
         self._scene: _Scene | None = None
         self._layout: Layout | None = None
-        self._lending, self._ooms = Lending(), Ooms()
+        self._lending, self._signs = Lending(), Signs(parts.witness, parts.exits, parts.throttled)
         self._devices: dict[str, DeviceSample] = {}
         self._generations: dict[WorkerKey, int] = {}
         self._sample_seconds, self._apply_seconds = DurationRecorder(), DurationRecorder()
@@ -126,7 +115,7 @@ class Agent:
             previous = self._scene.attribution if self._scene is not None else None
             attribution = attribute(sample, directory, previous, self._placed(directory.workers()))
             self._settle(sample, attribution, directory.workers())
-            self._count_deaths(now)
+            self._read_signs(now)
             self._export(now)
 
     def put(self, document: QuotaDocument, now: float, who: str = "") -> QuotaStatus | Refusal:
@@ -157,7 +146,8 @@ class Agent:
         epoch, generation = (document.epoch, document.generation) if document is not None else (0, 0)
         if scene is None:
             return QuotaStatus(self.node, epoch, generation, ())
-        workers = worker_states(scene.shares, scene.applied, scene.attribution, self._parts.enforcer)
+        bypasses = self._signs.bypasses()
+        workers = worker_states(scene.shares, scene.applied, scene.attribution, self._parts.enforcer, bypasses)
         return QuotaStatus(self.node, epoch, generation, workers)
 
     def devices(self) -> DevicesStatus:
@@ -242,10 +232,9 @@ class Agent:
             if attempt.reason:
                 _log.warning("quota_not_in_force", reason=attempt.reason)
 
-    def _count_deaths(self, now: float) -> None:
-        if self._parts.exits is not None and self._scene is not None:
-            observed = {key: applied.observed for key, applied in self._scene.applied.items()}
-            self._ooms.tick(now, observed, self._parts.exits())
+    def _read_signs(self, now: float) -> None:
+        if self._scene is not None:
+            self._signs.tick(now, self._scene.applied, self._scene.sample, self._parts.live_use.tflops_of)
 
     def _note_generations(self, layout: Layout, applied: Mapping[WorkerKey, Applied]) -> None:
         if self._document is None:
@@ -258,9 +247,9 @@ class Agent:
 
     def _export(self, now: float) -> None:
         """Count the tick; put together what is to be shown of it only when a rendering is due."""
-        scene, witness, exporter = self._scene, self._parts.witness, self._parts.exporter
+        scene, exporter = self._scene, self._parts.exporter
         assert scene is not None
-        throttled = witness.throttled() if witness is not None else {}
+        throttled = self._signs.throttled()
         if not exporter.count(scene.attribution, throttled):
             return
         backend = self._parts.enforcer.backend
@@ -274,7 +263,8 @@ class Agent:
             generation=self._document.generation if self._document is not None else None,
             applied=dict(self._generations),
             throttled=throttled,
-            ooms=witness.ooms() if witness is not None else self._ooms.counts(scene.applied),
+            ooms=self._signs.ooms(scene.applied),
+            bypassed=self._signs.bypassed(),
             credits=self._lending.credits(),
             backends={key: backend.serves(key) for key in scene.applied},
             last_contact_at=self._contact_at,

@@ -72,7 +72,8 @@ class TickReport:
     `generation` is that of the newest document received (None before the first); `applied` the newest generation in
     force by worker. `throttled` says whether the limit held the worker back in this tick, None or no entry where
     nothing can tell. `ooms` are totals by key and source; no entry where nothing can tell. `backends` name what
-    enforces a worker's quota. `credits` are in TFLOP-seconds, no entry where bursts need none.
+    enforces a worker's quota. `credits` are in TFLOP-seconds, no entry where bursts need none. `bypassed` says who goes
+    around an effective limit, no entry where none is effective.
     Times are seconds since the epoch.
     """
 
@@ -87,5 +88,6 @@ class TickReport:
     ooms: Mapping[tuple[str, str, str, str], int] = field(default_factory=dict)
     backends: Mapping[WorkerKey, str] = field(default_factory=dict)
     credits: Mapping[WorkerKey, float] = field(default_factory=dict)
+    bypassed: Mapping[WorkerKey, bool] = field(default_factory=dict)
     last_contact_at: float | None = None
     stats: AgentStats = AgentStats()

@@ -124,6 +124,7 @@ def _quota_figures(report: TickReport, use: WorkerUse, status: DeviceStatus | No
         yield m.WORKER_QUOTA_GENERATION, report.generation
     yield m.WORKER_QUOTA_APPLIED_GENERATION, report.applied.get(key_of(use))
     yield m.WORKER_BURST_CREDIT, report.credits.get(key_of(use))
+    yield m.WORKER_LIMIT_BYPASSED, report.bypassed.get(key_of(use))
 
 
 def _statuses(report: TickReport) -> Mapping[WorkerKey, DeviceStatus]:

@@ -16,9 +16,16 @@ _NO_QUOTA = "NoQuota: neither a document nor an annotation gives this worker amo
 
 
 def worker_states(
-    shares: Sequence[Share], applied: Mapping[WorkerKey, Applied], attribution: Attribution, enforcer: Enforcer
+    shares: Sequence[Share],
+    applied: Mapping[WorkerKey, Applied],
+    attribution: Attribution,
+    enforcer: Enforcer,
+    bypasses: Mapping[WorkerKey, str],
 ) -> tuple[WorkerStatus, ...]:
-    """Return all workers with a share or a use, in the order of their identities."""
+    """Return all workers with a share or a use, in the order of their identities.
+
+    A quota that its worker bypasses is in force all the same; that it is bypassed is said where nothing else is.
+    """
     workers: dict[WorkerId, Worker] = {}
     devices: dict[WorkerId, list[DeviceStatus]] = {}
     for share in shares:
@@ -26,7 +33,8 @@ def worker_states(
         result = applied[(*name, uuid)]
         reason = result.reason or share.reason
         in_force = result.in_force and not reason
-        state = DeviceStatus(uuid, in_force, result.effect, result.observed, share.quota, reason)
+        said = reason or bypasses.get((*name, uuid), "")
+        state = DeviceStatus(uuid, in_force, result.effect, result.observed, share.quota, said)
         workers[name] = share.worker
         devices.setdefault(name, []).append(state)
     for use in attribution.uses:

@@ -94,6 +94,11 @@ WORKER_BURST_CREDIT = _worker(
     _G,
     "What this worker saved up under its request and may spend above it; absent for levels whose bursts need none.",
 )
+WORKER_LIMIT_BYPASSED = _worker(
+    "limit_bypassed",
+    _G,
+    "1 while use has been above an effective limit for 10 s; absent where no limit reaches the running worker.",
+)
 WORKER_SAMPLE_AGE = _worker("sample_age_seconds", _G, "Age of the measurement behind this worker's series.")
 WORKER_INFO = _worker("info", _G, "Facts about the worker; always 1.", "qos", "backend", "gpu_model", "pod_uid")
 
@@ -146,6 +151,7 @@ WORKER_METRICS: Final = (
     WORKER_QUOTA_GENERATION,
     WORKER_QUOTA_APPLIED_GENERATION,
     WORKER_BURST_CREDIT,
+    WORKER_LIMIT_BYPASSED,
     WORKER_SAMPLE_AGE,
     WORKER_INFO,
 )

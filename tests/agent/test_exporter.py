@@ -95,6 +95,7 @@ def full_report():
         ooms={(*KEY, "backend"): 2},
         backends={KEY: "sim"},
         credits={KEY: 120.0},
+        bypassed={KEY: True},
         last_contact_at=90.0,
         stats=stats,
     )  # fmt: skip
@@ -134,6 +135,7 @@ def test_a_full_tick_shows_every_family_with_its_figure(exporter):
         "quota_generation": 7,
         "quota_applied_generation": 6,
         "burst_credit_tflop_seconds": 120,
+        "limit_bypassed": 1,
         "sample_age_seconds": 0.5,
     }
     assert {name: worker(exporter, name) for name in figures} == figures

@@ -151,3 +151,18 @@ def test_contact_overruns_and_attempts_are_counted(agent):
     assert (
         'tensor_fusion_agent_apply_total{backend="simulated",effect="immediate",node="n1",result="applied"} 2.0' in text
     )
+
+
+def test_going_around_a_limit_is_shown_and_the_quota_counts_as_applied_all_the_same(agent, script):
+    script.devices = (gpu(0, ("a", 0.75, 2 * GIB), ("b", 0.1, GIB)),)
+    agent.tick(0.0)
+    agent.put(document(("a", 0, 50.0)), 0.0)
+    for second in range(1, 20):
+        agent.tick(float(second))
+    found, other = (states(agent.state())[name] for name in "ab")
+    assert found.applied
+    assert found.reason.startswith("LimitBypassed: ")
+    assert (other.applied, other.reason) == (True, "")
+    body = agent.exposition(openmetrics=False).decode()
+    values = [line.rsplit(" ", 1)[1] for line in body.splitlines() if line.startswith("tensor_fusion_worker_limit_by")]
+    assert sorted(values) == ["0.0", "1.0"]
