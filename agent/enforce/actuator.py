@@ -6,11 +6,11 @@ limit would arrive. Neighbours: one module an actuator beside this one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from agent.enforce.backend import Applied, Capabilities, LiveUse
 from agent.report import WorkerKey
@@ -20,7 +20,7 @@ from autoscaler.contract.quota import DeviceQuota, Observed
 
 
 class LimitError(OSError):
-    """The driver refused a memory limit; the text says why."""
+    """A limit can't be set as asked; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,38 @@ class Surroundings:
     shrink_below_use: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
 
+    def share_of(self, quota: DeviceQuota) -> float:
+        """Return a compute limit as a share of its device, 0..1.
+
+        Raises:
+            LimitError: the device's TFLOPs are not known.
+        """
+        capacity = self.tflops_of(quota.uuid)
+        if not capacity:
+            reason = f"the TFLOPs of {quota.uuid} are not known, so {quota.tflops_limit:g} is no share"
+            raise LimitError(f"UnknownModel: {reason}")
+        return min(quota.tflops_limit / capacity, 1.0)
+
+    def check_use(self, quota: DeviceQuota, used_bytes: int | None) -> None:
+        """Let a VRAM limit pass that is not below what is in use, or may be.
+
+        Raises:
+            LimitError: it is, and nobody forced it.
+        """
+        if used_bytes is not None and quota.vram_limit_bytes < used_bytes and not self.shrink_below_use:
+            raise LimitError(f"VRAMInUse: a limit of {quota.vram_limit_bytes} bytes is below the {used_bytes} in use")
+
+
+def each_part(parts: Iterable[Part], limit: Callable[[Part], None]) -> str:
+    """Set one part after the other, whatever becomes of the one before; return what kept any from being set."""
+    reasons = []
+    for part in sorted(parts):
+        try:
+            limit(part)
+        except LimitError as error:
+            reasons.append(str(error))
+    return "; ".join(reasons)
+
 
 class Actuator(Protocol):
     """One way to hold running workers to their limits. An OSError of any call is the caller's to report."""
@@ -128,4 +160,13 @@ class Actuator(Protocol):
 
     def close(self) -> None:
         """Stop working; what is in force stays."""
+        ...
+
+
+@runtime_checkable
+class TellsThrottling(Protocol):
+    """An actuator that also knows whom it holds back; most cannot tell."""
+
+    def throttled(self) -> Mapping[WorkerKey, bool | None]:
+        """Return whether the compute limit held each worker back in the last tick, None where it was not seen."""
         ...

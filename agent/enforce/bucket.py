@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from agent.enforce.steer import BURST_SECONDS, RATE_MAX, RATE_MIN, Metered, Steering, steer
+from agent.enforce.steer import BURST_SECONDS, RATE_MAX, RATE_MIN, Metered, Steering, held_back, steer
 from agent.enforce.tfshm_layout import (
     CAPACITY,
     IS_ACTIVE,
@@ -49,6 +49,7 @@ class Bucket:
     taken: float = 0.0
     forged: bool = False
     metered_at: float | None = None
+    throttled: bool | None = None
 
     def __post_init__(self) -> None:
         """Remember whose slot it is: a limiter that doesn't find its device there has no limit."""
@@ -106,6 +107,7 @@ class Bucket:
         metered = Metered(
             utilization, taken / (at - since), self._believed(self.slot.f64(TOKENS)) / self.steering.capacity
         )
+        self.throttled = False if self._unhindered else held_back(self.steering, self.ratio, metered)
         self.steering = steer(self.steering, self.ratio, metered)
         self._publish()
 

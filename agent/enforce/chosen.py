@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from agent.enforce.actuator import BOTH, SLOWEST_LAST, Actuator, Part
+from agent.enforce.actuator import BOTH, SLOWEST_LAST, Actuator, Part, TellsThrottling
 from agent.enforce.backend import Applied, Capabilities, LiveUse
 from agent.govern import id_of
 from agent.report import WorkerKey
@@ -105,6 +105,15 @@ class ChosenBackend:
                 one.turn(now)
             except OSError as error:
                 _log.warning("backend_failed", backend=one.name, error=str(error), then="it is tried at the next tick")
+
+    def throttled(self) -> Mapping[WorkerKey, bool | None]:
+        """Return whom a limit held back in the last tick, as far as any actuator can tell."""
+        return {
+            key: held
+            for one in self.actuators
+            if isinstance(one, TellsThrottling)
+            for key, held in one.throttled().items()
+        }
 
     def restored(self) -> int:
         """Return how often something that somebody else had changed was put right."""

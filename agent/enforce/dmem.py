@@ -101,10 +101,10 @@ class DmemActuator:
             seen = self._look(worker, quota.uuid)
         except LimitError as error:
             return Applied(Effect.UNSUPPORTED, Observed(), f"Unsupported: dmem: {error}")
-        used = seen.limits.used_bytes
-        if quota.vram_limit_bytes < used and not self._around.shrink_below_use:
-            reason = f"VRAMInUse: a limit of {quota.vram_limit_bytes} bytes is below the {used} in use"
-            return Applied(Effect.NEXT_ALLOC, self.observe(worker, quota.uuid), reason)
+        try:
+            self._around.check_use(quota, seen.limits.used_bytes)
+        except LimitError as error:
+            return Applied(Effect.NEXT_ALLOC, self.observe(worker, quota.uuid), str(error))
         soft = min(quota.vram_request_bytes, quota.vram_limit_bytes)
         self._write(key, seen, soft, quota.vram_limit_bytes)
         return Applied(Effect.NEXT_ALLOC, self.observe(worker, quota.uuid))

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from agent.enforce.actuator import Part, Surroundings
+from agent.enforce.actuator import Part, Surroundings, each_part
 from agent.enforce.backend import Applied, Capabilities
 from agent.enforce.mapped import LayoutError, MappedFile
 from agent.govern import id_of
@@ -115,8 +115,8 @@ class HamicoreActuator:
             region, index = self._index(worker, quota.uuid)
         except (LayoutError, OSError) as error:
             return Applied(Effect.UNSUPPORTED, Observed(), f"Unsupported: hamicore: {error}")
-        reasons = [self._limit(region, index, quota, part) for part in sorted(parts)]
-        return Applied(effect, self.observe(worker, quota.uuid), "; ".join(filter(None, reasons)))
+        reason = each_part(parts, lambda part: self._limit(region, index, quota, part))
+        return Applied(effect, self.observe(worker, quota.uuid), reason)
 
     def in_force(self) -> Mapping[WorkerKey, int]:
         """Return the VRAM limits in all regions that are kept; 0 is none.
@@ -173,22 +173,16 @@ class HamicoreActuator:
             region.mapped.close()
         self._regions.clear()
 
-    def _limit(self, region: _Region, index: int, quota: DeviceQuota, part: Part) -> str:
-        """Write one part; return why not."""
+    def _limit(self, region: _Region, index: int, quota: DeviceQuota, part: Part) -> None:
+        """Write one part, or raise LimitError with why not."""
         if part is Part.VRAM:
-            used = self._around.live_use(region.worker, quota.uuid).vram_used_bytes
-            if used is not None and quota.vram_limit_bytes < used and not self._around.shrink_below_use:
-                return f"VRAMInUse: a limit of {quota.vram_limit_bytes} bytes is below the {used} in use"
+            self._around.check_use(quota, self._around.live_use(region.worker, quota.uuid).vram_used_bytes)
             region.vram_bytes[index] = quota.vram_limit_bytes
             region.mapped.u64(LIMIT + 8 * index).value = quota.vram_limit_bytes
-            return ""
-        capacity = self._around.tflops_of(quota.uuid)
-        if not capacity:
-            return f"UnknownModel: the TFLOPs of {quota.uuid} are not known, so {quota.tflops_limit:g} is no share"
-        percent = min(max(math.ceil(quota.tflops_limit / capacity * UNLIMITED_PERCENT), 1), UNLIMITED_PERCENT)
+            return
+        percent = max(math.ceil(self._around.share_of(quota) * UNLIMITED_PERCENT), 1)
         region.percents[index] = percent
         region.mapped.u64(SM_LIMIT + 8 * index).value = percent
-        return ""
 
     def _index(self, worker: Worker, uuid: str) -> tuple[_Region, int]:
         """Return the worker's region and the device's place in it.

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from agent.enforce.actuator import Part, Surroundings
+from agent.enforce.actuator import LimitError, Part, Surroundings, each_part
 from agent.enforce.backend import Applied, Capabilities
 from agent.govern import id_of
 from agent.report import WorkerKey
@@ -62,8 +62,7 @@ class MpsActuator:
 
     def apply(self, worker: Worker, quota: DeviceQuota, parts: frozenset[Part]) -> Applied:
         """Tell the daemon, and every server of its, and read the answer back."""
-        reasons = [self._tell(worker, quota, part) for part in sorted(parts)]
-        return Applied(Effect.NEXT_PROCESS, Observed(), "; ".join(filter(None, reasons)))
+        return Applied(Effect.NEXT_PROCESS, Observed(), each_part(parts, lambda part: self._tell(worker, quota, part)))
 
     def in_force(self) -> Mapping[WorkerKey, int]:
         """Return nothing: no running process is known to be held."""
@@ -82,21 +81,19 @@ class MpsActuator:
     def close(self) -> None:
         """Do nothing: the daemons go on."""
 
-    def _tell(self, worker: Worker, quota: DeviceQuota, part: Part) -> str:
-        """Set one part for what starts next; return why not."""
+    def _tell(self, worker: Worker, quota: DeviceQuota, part: Part) -> None:
+        """Set one part for what starts next, or raise LimitError with why not."""
         if part is Part.COMPUTE:
-            capacity = self._around.tflops_of(quota.uuid)
-            if not capacity:
-                return f"UnknownModel: the TFLOPs of {quota.uuid} are not known, so {quota.tflops_limit:g} is no share"
-            percent = min(max(math.ceil(quota.tflops_limit / capacity * 100), 1), 100)
+            percent = max(math.ceil(self._around.share_of(quota) * 100), 1)
             self._set(worker, "active_thread_percentage", f"{percent}")
             told = self._ask(worker, "get_default_active_thread_percentage").strip()
-            return "" if _is_number(told, percent) else f"NotTaken: asked for {percent} %, the daemon says {told!r}"
+            if not _is_number(told, percent):
+                raise LimitError(f"NotTaken: asked for {percent} %, the daemon says {told!r}")
+            return
         # The unit the documentation takes: whole mebibytes, rounded down, as a limit may not be passed.
         self._set(
             worker, "device_pinned_mem_limit", f"{self._around.index_of(quota.uuid)} {quota.vram_limit_bytes // _MIB}M"
         )
-        return ""
 
     def _set(self, worker: Worker, what: str, value: str) -> None:
         """Set a default for servers to come, and for the clients to come of those that run."""

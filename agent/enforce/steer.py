@@ -27,6 +27,7 @@ PRICE_WEIGHT: Final = 0.5
 TRIM_GAIN: Final = 0.25
 TRIM_MOST: Final = 0.25
 SETTLED_RATIO: Final = 0.15
+HELD_RATIO: Final = 0.9
 DRY_RATIO: Final = 0.5
 """Fuller than this share of its capacity, the bucket does not hold the worker back."""
 
@@ -84,6 +85,21 @@ def steer(before: Steering, target: float, metered: Metered) -> Steering:
     # A price seen in a few percent is a rough one: it is approached, not jumped to.
     ceiling = before.rate * FEELER_FACTOR if used < SURE_RATIO else RATE_MAX
     return Steering(_bounded(min(rate, ceiling)), price, trim)
+
+
+def held_back(before: Steering, target: float, metered: Metered) -> bool | None:
+    """Return whether the limit, and nothing else, kept the worker from more; None where its use is not known.
+
+    It took its tokens as fast as they came, left none, and used what it may: at .9 of all three, as they are metered
+    at slightly different moments. A worker below its share whose bucket ran dry waits for steering, not for a limit.
+    """
+    if metered.utilization is None:
+        return None
+    return (
+        metered.fullness < DRY_RATIO
+        and metered.taken_per_second >= HELD_RATIO * before.rate
+        and metered.utilization >= HELD_RATIO * target
+    )
 
 
 def _bounded(rate: float) -> float:

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from agent.enforce.actuator import Part, Surroundings
+from agent.enforce.actuator import Part, Surroundings, each_part
 from agent.enforce.backend import Applied, Capabilities
 from agent.enforce.bucket import Bucket
 from agent.enforce.heartbeat import Ownership
@@ -105,9 +105,9 @@ class TfshmActuator:
             bucket = self._bucket(worker, quota.uuid)
             if bucket is None:
                 return Applied(Effect.UNSUPPORTED, Observed(), f"Unsupported: tfshm: {reason}")
-            reasons = [self._limit(bucket, worker, quota, part) for part in sorted(parts)]
+            reason = each_part(parts, lambda part: self._limit(bucket, worker, quota, part))
             observed = self.observe(worker, quota.uuid)
-        return Applied(effect, observed, "; ".join(filter(None, reasons)))
+        return Applied(effect, observed, reason)
 
     def in_force(self) -> Mapping[WorkerKey, int]:
         """Return the VRAM limits in all files, those that others keep as they were last seen; none promises nothing.
@@ -146,6 +146,15 @@ class TfshmActuator:
             self._ownership.save()
             self._beat()
 
+    def throttled(self) -> Mapping[WorkerKey, bool | None]:
+        """Return whether the compute limit held each worker back in the last tick."""
+        with self._lock:
+            return {
+                (*id_of(file.worker), uuid): bucket.throttled
+                for file in self._files.values()
+                for uuid, bucket in file.buckets.items()
+            }
+
     def restored(self) -> int:
         """Return how many limits were written again because somebody else had changed them."""
         return self._restored
@@ -180,19 +189,13 @@ class TfshmActuator:
             self._restored += wrong
             _log.warning("limits_restored", path=str(file.mapped.path), device=uuid, changed=wrong)
 
-    def _limit(self, bucket: Bucket, worker: Worker, quota: DeviceQuota, part: Part) -> str:
-        """Put one part into force; return why not."""
+    def _limit(self, bucket: Bucket, worker: Worker, quota: DeviceQuota, part: Part) -> None:
+        """Put one part into force, or raise LimitError with why not."""
         if part is Part.COMPUTE:
-            capacity = self._around.tflops_of(quota.uuid)
-            if not capacity:
-                return f"UnknownModel: the TFLOPs of {quota.uuid} are not known, so {quota.tflops_limit:g} is no share"
-            bucket.limit_compute(min(quota.tflops_limit / capacity, 1.0), quota.tflops_limit)
-            return ""
-        used = self._around.live_use(worker, quota.uuid).vram_used_bytes
-        if used is not None and quota.vram_limit_bytes < used and not self._around.shrink_below_use:
-            return f"VRAMInUse: a limit of {quota.vram_limit_bytes} bytes is below the {used} in use"
+            bucket.limit_compute(self._around.share_of(quota), quota.tflops_limit)
+            return
+        self._around.check_use(quota, self._around.live_use(worker, quota.uuid).vram_used_bytes)
         bucket.limit_vram(quota.vram_limit_bytes)
-        return ""
 
     def _path(self, worker: Worker) -> Path:
         return self._around.tfshm_root / worker.namespace / worker.pod / FILE_NAME
