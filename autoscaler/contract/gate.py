@@ -20,7 +20,8 @@ REFERENCE_DECAY: Final = 0.99999
 """Per minute."""
 HOLD_SECONDS: Final = 90.0
 """The ceiling outlasts work by this much: jumps follow activity within a minute, or not at all."""
-OVER_REQUEST_RATIO: Final = 1.05
+HEADROOM_RATIO: Final = 1.05
+"""Over what is held."""
 WAKING_RATIO: Final = 1.15
 """An idle worker's first step back into work is rarely larger than this."""
 OF_CEILING_RATIO: Final = 0.6
@@ -55,14 +56,19 @@ class Gate:
         self.vram_bytes, self.seen_at = vram_bytes, at
 
     def limit(self, at: float, request_bytes: float, ceiling_bytes: float) -> float:
-        """Return the effective limit in bytes: the ceiling while there is work, else little over what is held."""
+        """Return the effective limit in bytes: the ceiling while there is work, else little over what is held.
+
+        Only the idle level has a dead band. The ceiling has one of its own already: held against a second one, a limit
+        would stay over the ceiling where it fell, and under it where it rose.
+        """
         live = self.vram_bytes or 0.0
-        waking = max(OVER_REQUEST_RATIO * request_bytes, WAKING_RATIO * live, OF_CEILING_RATIO * ceiling_bytes)
-        idle = min(waking, ceiling_bytes)
-        wanted = ceiling_bytes if at - self.active_at <= HOLD_SECONDS else idle
-        wanted = max(wanted, OVER_REQUEST_RATIO * live, LEAST_BYTES)
+        most = max(ceiling_bytes, HEADROOM_RATIO * live, LEAST_BYTES)
+        works = at - self.active_at <= HOLD_SECONDS
+        waking = max(request_bytes, WAKING_RATIO * live, OF_CEILING_RATIO * ceiling_bytes, LEAST_BYTES)
+        wanted = most if works else min(waking, most)
         effective = self.effective_bytes
         near = live > NEAR_RATIO * effective
-        if near or wanted > RAISE_RATIO * effective or wanted < LOWER_RATIO * effective:
+        if works or near or wanted > RAISE_RATIO * effective or wanted < LOWER_RATIO * effective:
             self.effective_bytes = wanted
+        self.effective_bytes = min(self.effective_bytes, most)
         return self.effective_bytes

@@ -30,6 +30,8 @@ ORIGINAL_FLOOR_RATIO: Final = 0.005
 EXCEEDED_GAIN: Final = 1.1
 EXCEEDED_WINDOW_SECONDS: Final = 30 * MINUTE
 SURPLUS_RATIO: Final = 0.1
+VRAM_SURPLUS_RATIO: Final = 0.05
+"""The working level of a day moves little, and what it gives back waits 25 minutes: no wide band is needed on top."""
 SURPLUS_LEVEL_MINUTES: Final = 25.0
 LINE_POWER: Final = 5
 """The raise line is the forecast's quantile at the target's level to this power: .77 becomes .27.
@@ -144,19 +146,19 @@ def vram_requests(fleet: Fleet, memory: Rows, low: Floats, inputs: dict[str, Flo
     settled = where(idle, cooled, low)
     target = fmax(settled, where(isnan(settled), np.nan, floor))
     needed = fmax(where(idle, use, low / (1 + inputs["buffer_ratio"])), floor)
-    ran_out = floor > current
+    ran_out, spare = floor > current, target < (1 - VRAM_SURPLUS_RATIO) * current
     rules = (
         (isnan(target), current, Cause.NO_DATA),
         (ran_out, target, Cause.OOM_SEEN),
         (needed > current, target, Cause.RAISED),
-        ((target < (1 - SURPLUS_RATIO) * current) & idle, target, Cause.IDLE),
-        (target < (1 - SURPLUS_RATIO) * current, target, Cause.SURPLUS),
+        (spare & idle, target, Cause.IDLE),
+        (spare, target, Cause.SURPLUS),
     )
     figure, cause = choose(current, rules)
     return Estimate(
         figure=figure,
         lower=needed,
-        upper=target / (1 - SURPLUS_RATIO),
+        upper=target / (1 - VRAM_SURPLUS_RATIO),
         cause=cause,
         urgent=ran_out,
         inputs={

@@ -39,6 +39,10 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     percentile = where(isnan(explicit), WORKING_PERCENTILE, explicit)
     levels = percentile, WORKING_PERCENTILE, 0.99, 0.5
     working, q95, q99, q50 = quantiles(memory.weights("vram_weights"), VRAM_BUCKETS, *levels)
+    of_week = largest(memory["vram_day_peaks"])
+    # A quantile is its bucket's upper edge; what lies over the largest use is the bucket's width, not use.
+    seen = where(of_week > 0, of_week, np.inf)
+    working, q95, q99, q50 = (minimum(one, seen) for one in (working, q95, q99, q50))
     # Too few samples say how much the work needs, but its model's weights are there once it serves.
     weights = where(memory["vram_samples"] < PRIOR_SAMPLES, fleet.prior[:, Resource.VRAM], np.nan)
     lifted = weights > working
@@ -48,7 +52,6 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     margin = _margin(memory, cap, (q95, q99, q50))
     live = fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
     headroom = 1 + defaults.VRAM_HEADROOM_RATIO
-    of_week = largest(memory["vram_day_peaks"])
     high = _nearly_covered(fmax(fmin(peak * (1 + margin), cap * q95), headroom * peak), WEEK_GAIN * of_week)
     buffer = knobs.request_buffer[:, Resource.VRAM]
     above = where(isnan(buffer), knobs.level_vram_margin, buffer)

@@ -114,7 +114,7 @@ def _vram_request(record: Record) -> Estimate:
         return target, Cause.OOM_SEEN
     if most(live if is_idle else low / (1 + known["buffer_ratio"]), floor) > current:
         return target, Cause.RAISED
-    if target < (1 - 0.1) * current:
+    if target < (1 - 0.05) * current:
         return target, Cause.IDLE if is_idle else Cause.SURPLUS
     return current, Cause.UNCHANGED
 

@@ -62,7 +62,7 @@ def _vram_request(figure: FigureRecord) -> Iterator[str]:
     current, field, buffer = figure.current, figure.field, inputs_of(figure)["buffer_ratio"]
     level = amount(field, current / (1 + buffer))
     yield f"up when live use or the working level passes {level}, or after an out-of-memory event"
-    yield f"down when the estimate is below {amount(field, 0.9 * current)}{_stays(figure)}"
+    yield f"down when the estimate is below {amount(field, 0.95 * current)}{_stays(figure)}"
     cools = inputs_of(figure)["cools_after_seconds"]
     if not math.isnan(cools):
         yield f"down to live use once idle for {span(cools)}"

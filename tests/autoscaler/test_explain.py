@@ -178,7 +178,7 @@ VRAM request: 4Gi → 5.5Gi, recommended 8.8Gi
            for 1.5Gi more per worker; the tightest device had 3Gi free for 2 of its workers and
            all others)
   to move  up when live use or the working level passes 5Gi, or after an out-of-memory event;
-           down when the estimate is below 4.95Gi for 5m, 10m after the last change at the
+           down when the estimate is below 5.225Gi for 5m, 10m after the last change at the
            earliest"""
     )
 

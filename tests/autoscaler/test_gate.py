@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaler.contract.gate import HOLD_SECONDS, LEAST_BYTES, LOWER_RATIO, OF_CEILING_RATIO, Gate
+from autoscaler.contract.gate import HOLD_SECONDS, LEAST_BYTES, OF_CEILING_RATIO, Gate
 from autoscaler.model.resources import GIB
 
 REQUEST, CEILING = 20.0 * GIB, 40.0 * GIB
@@ -33,7 +33,21 @@ def test_with_a_request_near_the_ceiling_idleness_lends_what_is_over_the_request
     gate = Gate(CEILING)
     for second in range(1, 200):
         gate.sample(float(second), float(second == 1), 18 * GIB)
-    assert gate.limit(200.0, 30 * GIB, CEILING) == 1.05 * 30 * GIB
+    assert gate.limit(200.0, 30 * GIB, CEILING) == 30 * GIB
+
+
+def test_a_working_worker_follows_its_ceiling_however_little_that_moved():
+    gate = Gate(CEILING)
+    gate.sample(1.0, 10.0, 18 * GIB)
+    assert gate.limit(1.0, REQUEST, 0.93 * CEILING) == 0.93 * CEILING
+    assert gate.limit(1.0, REQUEST, 0.96 * CEILING) == 0.96 * CEILING
+
+
+def test_an_idle_worker_lends_what_is_over_a_ceiling_that_fell():
+    gate = Gate(30 * GIB)
+    for second in range(1, 200):
+        gate.sample(float(second), float(second == 1), 18 * GIB)
+    assert gate.limit(200.0, 27 * GIB, 28 * GIB) == 28 * GIB
 
 
 def test_one_sample_of_work_opens_it_again():
@@ -71,4 +85,4 @@ def test_whatever_comes_the_limit_covers_what_is_held_and_passes_the_ceiling_onl
         gate.sample(float(second), compute, vram, oom=oom)
         limit = gate.limit(float(second), request, ceiling)
         assert limit >= vram
-        assert LOWER_RATIO * limit <= max(ceiling, 1.05 * vram, LEAST_BYTES)
+        assert limit <= max(ceiling, 1.05 * vram, LEAST_BYTES)
