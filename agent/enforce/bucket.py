@@ -124,7 +124,7 @@ class Bucket:
             self.slot.put_u32(IS_ACTIVE, 1)
             wrong += 1
         if self.slot.name != self.name:
-            self.slot.name = self.name
+            self.slot.put_name(self.name)
             wrong += 1
         if self.forged:
             self.forged = False

@@ -115,6 +115,7 @@ class HamicoreActuator:
             region, index = self._index(worker, quota.uuid)
         except (LayoutError, OSError) as error:
             return Applied(Effect.UNSUPPORTED, Observed(), f"Unsupported: hamicore: {error}")
+        self._restore(region)
         reason = each_part(parts, lambda part: self._limit(region, index, quota, part))
         return Applied(effect, self.observe(worker, quota.uuid), reason)
 
@@ -146,10 +147,7 @@ class HamicoreActuator:
                 del self._regions[name]
                 region.mapped.close()
                 continue
-            wrong = _put_right(region, LIMIT, region.vram_bytes) + _put_right(region, SM_LIMIT, region.percents)
-            if wrong:
-                self._restored += wrong
-                _log.warning("limits_restored", path=str(region.mapped.path), changed=wrong)
+            self._restore(region)
 
     def restored(self) -> int:
         """Return how many limits were written again because somebody else had changed them."""
@@ -172,6 +170,13 @@ class HamicoreActuator:
         for region in self._regions.values():
             region.mapped.close()
         self._regions.clear()
+
+    def _restore(self, region: _Region) -> None:
+        """Undo what a tenant changed before anything new is put over it, so that it is counted and told."""
+        wrong = _put_right(region, LIMIT, region.vram_bytes) + _put_right(region, SM_LIMIT, region.percents)
+        if wrong:
+            self._restored += wrong
+            _log.warning("limits_restored", path=str(region.mapped.path), changed=wrong)
 
     def _limit(self, region: _Region, index: int, quota: DeviceQuota, part: Part) -> None:
         """Write one part, or raise LimitError with why not."""

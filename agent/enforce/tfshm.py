@@ -105,6 +105,7 @@ class TfshmActuator:
             bucket = self._bucket(worker, quota.uuid)
             if bucket is None:
                 return Applied(Effect.UNSUPPORTED, Observed(), f"Unsupported: tfshm: {reason}")
+            self._put_right(self._path(worker), quota.uuid, bucket)
             reason = each_part(parts, lambda part: self._limit(bucket, worker, quota, part))
             observed = self.observe(worker, quota.uuid)
         return Applied(effect, observed, reason)
@@ -184,10 +185,14 @@ class TfshmActuator:
         bucket.steer(ratio, self._clock())
         if use.vram_used_bytes is not None:
             bucket.tell_use(use.vram_used_bytes)
+        self._put_right(file.mapped.path, uuid, bucket)
+
+    def _put_right(self, path: Path, uuid: str, bucket: Bucket) -> None:
+        """Undo what a tenant changed before anything new is put over it, so that it is counted and told."""
         wrong = bucket.put_right()
         if wrong:
             self._restored += wrong
-            _log.warning("limits_restored", path=str(file.mapped.path), device=uuid, changed=wrong)
+            _log.warning("limits_restored", path=str(path), device=uuid, changed=wrong)
 
     def _limit(self, bucket: Bucket, worker: Worker, quota: DeviceQuota, part: Part) -> None:
         """Put one part into force, or raise LimitError with why not."""

@@ -64,8 +64,8 @@ class Slot:
         """The UUID's whole field."""
         return self.file.raw(self._base + UUID, UUID_BYTES)
 
-    @name.setter
-    def name(self, field: bytes) -> None:
+    def put_name(self, field: bytes) -> None:
+        """Write the UUID's whole field."""
         self.file.put_raw(self._base + UUID, field)
 
     def u32(self, offset: int) -> int:
