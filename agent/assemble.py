@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agent.enforce.actuator import Surroundings
+from agent.enforce.actuator import Surroundings, TellsThrottling
 from agent.enforce.backend import Backend
 from agent.enforce.freeze import Freezer
 from agent.enforce.live import LastUse
@@ -74,16 +74,18 @@ def _real(settings: AgentSettings, gpus: GpuTable, pods: PodWatch | None) -> Par
     if settings.pods_file is not None:
         sources.insert(0, PodFile(settings.pods_file, settings.node))
     directory = PodDirectory(settings.proc_root, sources)
+    backend = _backend(settings, surroundings(settings, live_use, directory))
     return Parts(
         source=source,
         directory=directory,
-        enforcer=Enforcer(_backend(settings, surroundings(settings, live_use, directory))),
+        enforcer=Enforcer(backend),
         live_use=live_use,
         store=store,
         exporter=Exporter(gpus, settings.render_seconds),
         gpus=gpus,
         source_stats=source.stats,
         exits=pods.exits if pods is not None else None,
+        throttled=backend.throttled if isinstance(backend, TellsThrottling) else None,
         preempting=Preempting(_freezer(settings, directory)) if settings.freeze else None,
     )
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from agent.enforce.steer import BURST_SECONDS, RATE_MAX, RATE_MIN, Metered, Steering, held_back, steer
+from agent.enforce.steer import BURST_SECONDS, RATE_MAX, RATE_MIN, Metered, Pull, Steering, held_back, pull, steer
 from agent.enforce.tfshm_layout import (
     CAPACITY,
     IS_ACTIVE,
@@ -35,7 +35,8 @@ UNHINDERED_TOKENS: Final = RATE_MAX * BURST_SECONDS
 class Bucket:
     """`ratio` is the share of the device in force (None: no limit was set), `vram_bytes` the VRAM limit likewise.
 
-    `name` is the device's UUID as it stood in the slot when it was taken up.
+    `name` is the device's UUID as it stood in the slot when it was taken up. `pulls` are how the worker pulled at its
+    compute limit in the last two ticks.
     """
 
     slot: Slot
@@ -49,7 +50,7 @@ class Bucket:
     taken: float = 0.0
     forged: bool = False
     metered_at: float | None = None
-    throttled: bool | None = None
+    pulls: tuple[Pull, ...] = ()
 
     def __post_init__(self) -> None:
         """Remember whose slot it is: a limiter that doesn't find its device there has no limit."""
@@ -107,7 +108,7 @@ class Bucket:
         metered = Metered(
             utilization, taken / (at - since), self._believed(self.slot.f64(TOKENS)) / self.steering.capacity
         )
-        self.throttled = False if self._unhindered else held_back(self.steering, self.ratio, metered)
+        self.pulls = (*self.pulls[-1:], pull(self.steering, self.ratio, metered))
         self.steering = steer(self.steering, self.ratio, metered)
         self._publish()
 
@@ -137,6 +138,11 @@ class Bucket:
             self.forged = True
             return self.left
         return max(tokens, -self.left - OVERDRAFT_TOKENS)
+
+    @property
+    def throttled(self) -> bool | None:
+        """Whether the limit held the worker back lately, None where nothing is known of it."""
+        return False if self.ratio is not None and self.ratio >= 1.0 else held_back(self.pulls)
 
     @property
     def _unhindered(self) -> bool:

@@ -8,7 +8,9 @@ neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final
 
 RATE_MIN: Final = 1.0
@@ -59,6 +61,18 @@ class Metered:
     fullness: float
 
 
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A step of a worker: what it took of its refill, what it used of its limit (1: all; None: not known).
+
+    `fullness` as in `Metered`.
+    """
+
+    of_refill: float
+    of_limit: float | None
+    fullness: float
+
+
 def steer(before: Steering, target: float, metered: Metered) -> Steering:
     """Return the steering towards `target` (share of the device, 0..1); without a measurement nothing is changed.
 
@@ -87,19 +101,24 @@ def steer(before: Steering, target: float, metered: Metered) -> Steering:
     return Steering(_bounded(min(rate, ceiling)), price, trim)
 
 
-def held_back(before: Steering, target: float, metered: Metered) -> bool | None:
+def pull(before: Steering, target: float, metered: Metered) -> Pull:
+    """Return how a worker pulled at its limit in one step; `target` is the limit's share of the device (0..1)."""
+    of_limit = None if metered.utilization is None else metered.utilization / max(target, 1e-3)
+    return Pull(metered.taken_per_second / before.rate, of_limit, metered.fullness)
+
+
+def held_back(pulls: Sequence[Pull]) -> bool | None:
     """Return whether the limit, and nothing else, kept the worker from more; None where its use is not known.
 
-    It took its tokens as fast as they came, left none, and used what it may: at .9 of all three, as they are metered
-    at slightly different moments. A worker below its share whose bucket ran dry waits for steering, not for a limit.
+    Over these steps it took its tokens as fast as they came, left none, and used what it may: .9 of each. A worker
+    below its share whose bucket ran dry waits for steering, not for a limit. One step says nothing: refills and the
+    driver's samples are not in step, so what was taken in one shows as used in the next.
     """
-    if metered.utilization is None:
+    used = [one.of_limit for one in pulls if one.of_limit is not None]
+    if len(used) < len(pulls) or len(pulls) < 2:
         return None
-    return (
-        metered.fullness < DRY_RATIO
-        and metered.taken_per_second >= HELD_RATIO * before.rate
-        and metered.utilization >= HELD_RATIO * target
-    )
+    is_dry = all(one.fullness < DRY_RATIO for one in pulls)
+    return is_dry and fmean(one.of_refill for one in pulls) >= HELD_RATIO and fmean(used) >= HELD_RATIO
 
 
 def _bounded(rate: float) -> float:

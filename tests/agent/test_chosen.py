@@ -175,3 +175,12 @@ def test_for_a_worker_out_of_reach_is_looked_now_and_then_and_at_once_when_it_is
     assert absent.looks == 2
     backend.apply(ONE, QUOTA)
     assert absent.looks >= 3
+
+
+def test_who_is_held_back_is_told_by_those_who_can_tell() -> None:
+    class Telling(Actuator):
+        def throttled(self) -> Mapping[tuple[str, str, str], bool | None]:
+            return {KEY: True}
+
+    order = {Part.COMPUTE: [Telling("telling"), Actuator("silent")]}
+    assert ChosenBackend(order, lambda _worker, _uuid: Observed()).throttled() == {KEY: True}

@@ -166,3 +166,17 @@ def test_going_around_a_limit_is_shown_and_the_quota_counts_as_applied_all_the_s
     body = agent.exposition(openmetrics=False).decode()
     values = [line.rsplit(" ", 1)[1] for line in body.splitlines() if line.startswith("tensor_fusion_worker_limit_by")]
     assert sorted(values) == ["0.0", "1.0"]
+
+
+def test_seconds_in_which_a_backend_held_a_worker_back_are_counted(tmp_path, script):
+    live_use, gpus = LastUse(), load_gpu_table()
+    enforcer = Enforcer(SimulatedBackend(live_use, tmp_path / "limits"))
+    held = {("uid-a", "main", "GPU-0"): True, ("uid-b", "main", "GPU-1"): None}
+    exporter, store = Exporter(gpus, render_every_seconds=0), QuotaStore(tmp_path)
+    agent = Agent("n1", Parts(script, script, enforcer, live_use, store, exporter, gpus, throttled=lambda: held))
+    for second in range(4):
+        agent.tick(float(second))
+    body = agent.exposition(openmetrics=False).decode()
+    lines = [line for line in body.splitlines() if line.startswith("tensor_fusion_worker_throttled_seconds_total{")]
+    assert [line.rsplit(" ", 1)[1] for line in lines] == ["3.0"]
+    assert 'pod="a"' in lines[0]

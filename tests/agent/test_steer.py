@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.enforce.steer import RATE_MAX, RATE_MIN, RATE_START, Metered, Steering, steer
+from agent.enforce.steer import RATE_MAX, RATE_MIN, RATE_START, Metered, Pull, Steering, held_back, pull, steer
 
 
 def run(price: float, target: float, steps: int, start: Steering | None = None) -> tuple[list[float], Steering]:
@@ -72,3 +72,27 @@ def test_the_refill_stays_within_its_bounds_whatever_was_metered(
     after = steer(before, target, metered)
     assert RATE_MIN <= after.rate <= RATE_MAX
     assert after.capacity >= 20.0
+
+
+FULL, HALF = Pull(1.0, 1.0, 0.0), Pull(0.5, 0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("pulls", "held"),
+    [
+        ((FULL, FULL), True),
+        ((Pull(1.2, 0.7, 0.4), Pull(0.75, 1.3, 0.0)), True),
+        ((Pull(1.0, 0.2, 0.0), Pull(1.0, 0.3, 0.0)), False),
+        ((HALF, HALF), False),
+        ((FULL, Pull(1.0, 1.0, 0.9)), False),
+        ((FULL, Pull(1.0, None, 0.0)), None),
+        ((FULL,), None),
+    ],
+    ids=["at the limit", "out of step", "below its share", "asks for less", "leaves tokens", "use not known", "new"],
+)
+def test_only_who_takes_all_it_may_have_is_held_back(pulls, held) -> None:
+    assert held_back(pulls) is held
+
+
+def test_a_pull_is_measured_by_the_refill_and_the_limit_of_its_step() -> None:
+    assert pull(Steering(rate=200.0), 0.5, Metered(0.25, 100.0, 0.1)) == Pull(0.5, 0.5, 0.1)

@@ -297,6 +297,20 @@ def test_the_limiter_is_told_what_its_worker_holds(node: Node, made: Keep) -> No
         assert Slot(file, 3).u64(layout.POD_MEMORY_USED) == 3 * GIB
 
 
+def test_a_worker_that_asks_for_less_than_its_limit_is_not_held_back(node: Node, made: Keep) -> None:
+    one = worker()
+    node.folder(one)
+    actuator = made(node.actuator())
+    assert actuator.throttled() == {}
+    actuator.apply(one, quota(30.0), BOTH)
+    assert actuator.throttled() == {("uid-a", "main", GPU): None}
+    for second in range(1, 5):
+        node.at, node.uses["uid-a"] = 1000.0 + second, Observed(tflops_used=3.0)
+        actuator.keep()
+        actuator.turn(node.at)
+    assert actuator.throttled() == {("uid-a", "main", GPU): False}
+
+
 def test_a_second_container_of_a_pod_is_told_whom_the_file_serves(node: Node, made: Keep) -> None:
     node.folder(worker())
     actuator = made(node.actuator())
@@ -376,11 +390,13 @@ def test_a_running_workers_use_follows_its_limit_and_its_neighbour_is_left_alone
     gpu = Gpu(node)
     processes = [gpu.start(one, 2000, 3.0), gpu.start(other, 5000, 0.7)]
     stop = threading.Event()
+    held: list[bool | None] = []
 
     def tick() -> None:
         while not stop.wait(0.5):
             gpu.meter()
             actuator.turn(0.0)
+            held.append(actuator.throttled()["uid-a", "main", GPU])
 
     ticking = threading.Thread(target=tick)
     ticking.start()
@@ -393,6 +409,7 @@ def test_a_running_workers_use_follows_its_limit_and_its_neighbour_is_left_alone
             while abs(uses[0] - target / 100) > 0.05 and time.monotonic() < deadline:
                 uses = mean_uses(gpu, (one, other), 2.0)
             assert uses == pytest.approx([target / 100, 0.20], abs=0.05)
+            assert any(held[-4:]), "a worker at its limit is held back by it"
             # A second after the change: what was metered before it is still of the limit before.
             seconds = [
                 sum(pair) / 2 for pair in zip(gpu.history[changed + 2 :], gpu.history[changed + 3 :], strict=False)
