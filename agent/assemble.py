@@ -16,6 +16,7 @@ from agent.enforce.simulated import SimulatedBackend
 from agent.enforce.transition import Enforcer
 from agent.exporter import Exporter
 from agent.gpus import GpuTable, load_gpu_table
+from agent.hosttree import HostTree
 from agent.kubeapi import KubeApi
 from agent.lockstep import Lockstep, RenderClock
 from agent.loop import Agent, Parts
@@ -52,7 +53,7 @@ def assemble(settings: AgentSettings) -> Assembled:
     gpus = load_gpu_table(settings.gpu_table)
     if settings.simulate is not None:
         return _simulated(settings, gpus)
-    follows = settings.api is not None and settings.pods_file is None
+    follows = settings.follow_pods and settings.api is not None and settings.pods_file is None
     pods = PodWatch(KubeApi(settings.api), settings.node) if settings.api is not None and follows else None
     agent = Agent(settings.node, _real(settings, gpus, pods))
     agent.tick(_wall_clock())
@@ -91,19 +92,21 @@ def _real(settings: AgentSettings, gpus: GpuTable, pods: PodWatch | None) -> Par
 
 
 def _freezer(settings: AgentSettings, directory: PodDirectory) -> Freezer:
-    return Freezer(settings.cgroup_root, settings.state_dir, directory.cgroup_of_name)
+    tree = HostTree(settings.cgroup_root)
+    return Freezer(settings.cgroup_root, settings.state_dir, lambda name: tree.path_of(directory.cgroup_of_name(name)))
 
 
 def surroundings(settings: AgentSettings, live_use: LastUse, directory: PodDirectory | None = None) -> Surroundings:
     """Return what actuators stand in on this node; without a directory, in a simulated one."""
     from agent.nvml_limits import NvmlMemoryLimits
 
+    tree = HostTree(settings.cgroup_root)
     return Surroundings(
         live_use=live_use,
         tflops_of=live_use.tflops_of,
         index_of=live_use.index_of,
         state_dir=settings.state_dir,
-        cgroup_of=directory.cgroup_of if directory is not None else lambda _worker: "",
+        cgroup_of=(lambda worker: tree.path_of(directory.cgroup_of(worker))) if directory is not None else lambda _: "",
         memory_limits=NvmlMemoryLimits() if directory is not None else None,
         proc_root=settings.proc_root,
         cgroup_root=settings.cgroup_root,

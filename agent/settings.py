@@ -31,6 +31,8 @@ class AgentSettings(BaseSettings):
     pods_file: Path | None = None
     """The pods of this node (JSON or YAML, read again when it changes); without it they are the API server's, and
     where there is none, only documents name workers."""
+    follow_pods: bool = True
+    """Whether the API server is asked for the pods, which needs the right to list and watch them."""
     proc_root: Path = Path("/proc")
     """Where the host's processes are seen; another path when the host's /proc is mounted elsewhere."""
     gpu_table: Path | None = None
