@@ -53,11 +53,12 @@ VRAM_PEAK: Final = Reading(metrics.WORKER_VRAM_PEAK.name, Reduction.HIGHEST, HIG
 VRAM_USED: Final = Reading(metrics.WORKER_VRAM_USED.name, Reduction.HIGHEST, HIGHEST_BYTES)
 TFLOPS_CEILING: Final = Reading(metrics.WORKER_EFFECTIVE_TFLOPS_LIMIT.name, Reduction.LATEST, HIGHEST_TFLOPS)
 VRAM_CEILING: Final = Reading(metrics.WORKER_EFFECTIVE_VRAM_LIMIT.name, Reduction.LATEST, HIGHEST_BYTES)
+BYPASSED: Final = Reading(metrics.WORKER_LIMIT_BYPASSED.name, Reduction.HIGHEST, 1.0)
 TFLOPS_CAPACITY: Final = Reading(metrics.DEVICE_COMPUTE_CAPACITY.name, Reduction.DEVICE, HIGHEST_TFLOPS)
 VRAM_CAPACITY: Final = Reading(metrics.DEVICE_VRAM_TOTAL.name, Reduction.DEVICE, HIGHEST_BYTES)
 
 READINGS: Final = (
-    COMPUTE, VRAM_PEAK, TFLOPS_CEILING, VRAM_CEILING, THROTTLED, OOMS, TFLOPS_CAPACITY, VRAM_CAPACITY
+    COMPUTE, VRAM_PEAK, TFLOPS_CEILING, VRAM_CEILING, THROTTLED, OOMS, BYPASSED, TFLOPS_CAPACITY, VRAM_CAPACITY
 )  # fmt: skip
 FALLBACK: Final = VRAM_USED
 """Read too where some worker has no peak: a gauge sees less of the use between two scrapes."""

@@ -43,16 +43,21 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workers:
-    """One resource of R workers in T bins, in the resource's unit; `device` is what the worker's device has."""
+    """One resource of R workers in T bins, in the resource's unit; `device` is what the worker's device has.
+
+    `bypassed`: the use went around the ceiling, so that it is no evidence of demand.
+    """
 
     use: Floats32
     ceiling: Floats32
     device: Floats32
     throttled_share: Floats32
+    bypassed: Bools
 
     def within(self, bins: slice) -> Workers:
         """Return some of the bins."""
-        return Workers(self.use[:, bins], self.ceiling[:, bins], self.device, self.throttled_share[:, bins])
+        shares, bypassed = self.throttled_share[:, bins], self.bypassed[:, bins]
+        return Workers(self.use[:, bins], self.ceiling[:, bins], self.device, shares, bypassed)
 
 
 def usage_of(window: Window, binned: Metrics) -> Usage:
@@ -160,6 +165,7 @@ def _compute(fleet: Fleet, window: Window, binned: Metrics) -> Workers:
         ceiling=_grid(fleet, window, binned, readings.TFLOPS_CEILING),
         device=device,
         throttled_share=_grid(fleet, window, binned, readings.THROTTLED),
+        bypassed=_bypassed(fleet, window, binned),
     )
 
 
@@ -170,7 +176,16 @@ def _vram(fleet: Fleet, window: Window, binned: Metrics) -> Workers:
         ceiling=_grid(fleet, window, binned, readings.VRAM_CEILING),
         device=_device(fleet, binned.get(readings.VRAM_CAPACITY)),
         throttled_share=np.full((1, window.bins), np.nan, dtype=np.float32),
+        bypassed=_bypassed(fleet, window, binned),
     )
+
+
+def _bypassed(fleet: Fleet, window: Window, binned: Metrics) -> Bools:
+    """Return (R, T), or (1, T) where nobody does: whether the worker went around a limit at some time in the bin."""
+    metric = binned.get(readings.BYPASSED)
+    if metric is None or not (metric.values > 0).any():
+        return np.zeros((1, window.bins), dtype=np.bool_)
+    return _grid(fleet, window, binned, readings.BYPASSED) > 0
 
 
 def _summed(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32, Floats32, Floats32, Bools]:
@@ -182,7 +197,7 @@ def _summed(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32, Float
 
 
 def _summed_block(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32, Floats32, Floats32, Bools]:
-    use = workers.use
+    use, past = _up_to_limits(workers)
     known = ~np.isnan(use)
     peak = np.fmax.reduceat(use, starts, axis=0)
     summable = np.logical_or.reduceat(known, starts, axis=0) & ~np.logical_or.reduceat(due & ~known, starts, axis=0)
@@ -191,7 +206,16 @@ def _summed_block(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32,
     is_largest = (use == highest) | np.isnan(highest)
     ceiling = np.fmax.reduceat(np.where(is_largest, workers.ceiling, np.nan), starts, axis=0)
     clipped = censored(*(a.astype(np.float64) for a in (use, workers.ceiling, workers.device, workers.throttled_share)))
+    clipped &= ~past
     return peak, total.astype(np.float32), ceiling.astype(np.float32), np.logical_or.reduceat(clipped, starts, axis=0)
+
+
+def _up_to_limits(workers: Workers) -> tuple[Floats32, Bools]:
+    """Return the use, and where it was more: what is taken past a limit counts up to it, and not as held back by it."""
+    if not workers.bypassed.any():
+        return workers.use, workers.bypassed
+    past = workers.bypassed & (workers.use > workers.ceiling)
+    return np.where(past, workers.ceiling, workers.use), past
 
 
 def _grid(fleet: Fleet, window: Window, binned: Metrics, reading: Reading) -> Floats32:

@@ -304,6 +304,27 @@ def test_more_than_a_twentieth_throttled_is_clipped(share: float, clipped: bool)
     assert not usage.clipped[V].any()
 
 
+def test_what_was_taken_past_a_bypassed_limit_is_no_evidence_of_demand():
+    times = every(15, 0, 180)
+    told = {
+        readings.COMPUTE: [(worker(), counter(0.8, times))],
+        readings.TFLOPS_CEILING: [(worker(), [(at, 30.0) for at in times])],
+        readings.TFLOPS_CAPACITY: [(worker(), [(0, 100.0)])],
+        readings.VRAM_PEAK: [(worker(), [(at, 3.0 * GIB) for at in times])],
+        readings.VRAM_CEILING: [(worker(), [(at, 3.0 * GIB) for at in times])],
+        readings.THROTTLED: [(worker(), counter(0.5, times))],
+    }
+    taken_for_demand = read(told)
+    assert taken_for_demand.peak[0, 0] == pytest.approx([80.0] * 3)
+    assert taken_for_demand.clipped[0, 0].all()
+    found = read(told | {readings.BYPASSED: [(worker(), [(at, float(at > 60)) for at in times])]})
+    assert found.peak[0, 0] == pytest.approx([80.0, 30.0, 30.0])
+    assert found.total[0, 0] == pytest.approx([80.0, 30.0, 30.0])
+    assert found.clipped[0, 0].tolist() == [True, False, False]
+    # Its memory is within its limit, so what that tells still counts.
+    assert found.clipped[1, 0].all()
+
+
 def test_ooms_are_summed_over_sources_and_workers_and_survive_gaps_and_restarts():
     told: Told = {
         readings.COMPUTE: [(worker("a-0"), counter(0.1, every(15, -15, 600)))],
