@@ -215,8 +215,9 @@ class Agent:
         in_force = before.applied if before is not None else {}
         shares = self._lending.share_time(layout, granted, attribution, in_force, tflops)
         started = self._timer()
-        applied = self._parts.enforcer.enforce(shares, totals, layout.present)
+        # First what others changed since: what was cut or replaced must not be called in force.
         self._parts.enforcer.backend.turn(sample.at)
+        applied = self._parts.enforcer.enforce(shares, totals, layout.present)
         if self._parts.preempting is not None:
             self._parts.preempting.turn(sample, attribution, shares, applied, tflops)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)

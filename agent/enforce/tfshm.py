@@ -22,10 +22,13 @@ from agent.enforce.bucket import Bucket
 from agent.enforce.heartbeat import Ownership
 from agent.enforce.mapped import LayoutError, MappedFile
 from agent.enforce.tfshm_layout import (
+    DEVICE_COUNT,
+    DISCRIMINANT,
     FILE_NAME,
     HEARTBEAT,
     MEM_LIMIT,
     UNLIMITED_BYTES,
+    VERSION_2,
     Slot,
     add_slot,
     create_state,
@@ -142,6 +145,7 @@ class TfshmActuator:
                     _log.warning("limiter_file_replaced", path=str(path), then="it is looked at afresh")
                     self._drop(path)
                     continue
+                self._put_head_right(file)
                 for uuid, bucket in file.buckets.items():
                     self._turn(file, uuid, bucket)
             self._ownership.save()
@@ -187,6 +191,15 @@ class TfshmActuator:
             bucket.tell_use(use.vram_used_bytes)
         self._put_right(file.mapped.path, uuid, bucket)
 
+    def _put_head_right(self, file: _File) -> None:
+        """Have the file be of the known version, with no fewer devices than are limited in it."""
+        for offset, least in ((DISCRIMINANT, VERSION_2), (DEVICE_COUNT, len(file.buckets))):
+            found = file.mapped.u32(offset)
+            if found.value < least or (found.value > least and offset == DISCRIMINANT):
+                found.value = least
+                self._restored += 1
+                _log.warning("limits_restored", path=str(file.mapped.path), device="", changed=1)
+
     def _put_right(self, path: Path, uuid: str, bucket: Bucket) -> None:
         """Undo what a tenant changed before anything new is put over it, so that it is counted and told."""
         wrong = bucket.put_right()
@@ -215,7 +228,11 @@ class TfshmActuator:
         if not (_is_name(worker.namespace) and _is_name(worker.pod)):
             return f"{worker.namespace}/{worker.pod} is no pod's name"
         try:
-            file = self._files.get(path) or self._take(path, worker, uuid)
+            file: _File | str | None = self._files.get(path)
+            if isinstance(file, _File) and not file.mapped.is_current():
+                self._drop(path)
+                file = None
+            file = file or self._take(path, worker, uuid)
         except FileNotFoundError:
             return f"no limiter's folder at {path.parent}"
         except (OSError, LayoutError) as error:
