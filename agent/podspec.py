@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
@@ -20,6 +21,8 @@ INJECTED_CONTAINER: Final = "inject-lib"
 
 CONFIG_HASH: Final = "kubernetes.io/config.hash"
 """Annotation with the UID under which the kubelet runs a static pod; the API shows another one."""
+
+_LOWER_UUID: Final = re.compile(r"^(gpu|mig)-")
 
 _Name = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -91,9 +94,12 @@ def known_pod(entry: PodEntry) -> tuple[KnownPod | None, tuple[str, ...]]:
     annotations = entry.annotations
     workload = entry.labels.get(keys.WORKLOAD) or annotations.get(keys.WORKLOAD) or entry.workload or entry.name
     qos, born = _qos(annotations, problems), _born(annotations, problems)
+    containers = _containers(entry, problems)
+    # Which of several containers got which device the annotation doesn't tell: their use will.
+    devices = _devices(annotations) if len(containers) == 1 else ()
     workers = tuple(
-        Worker(entry.uid, entry.namespace, entry.name, container, workload, qos, born)
-        for container in _containers(entry, problems)
+        Worker(entry.uid, entry.namespace, entry.name, container, workload, qos, born, devices)
+        for container in containers
     )
     names = {container.id.rpartition("://")[2]: container.name for container in entry.containers if container.id}
     return KnownPod(workers, names), tuple(problems)
@@ -108,6 +114,15 @@ def _containers(entry: PodEntry, problems: list[str]) -> list[str]:
         allowed = ", ".join(present)
         problems.append(f"{keys.INJECT_CONTAINER}: no container {', '.join(unknown)}; allowed: {allowed}")
     return list(dict.fromkeys(name for name in chosen if name not in unknown)) or present or [""]
+
+
+def _devices(annotations: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the UUIDs of the devices that the scheduler gave the pod, as the driver writes them.
+
+    TensorFusion names its GPUs by the UUID in lower case, as Kubernetes wants names.
+    """
+    listed = [part.strip() for part in annotations.get(keys.GPU_IDS, "").split(",")]
+    return tuple(dict.fromkeys(_LOWER_UUID.sub(lambda found: found[0].upper(), part) for part in listed if part))
 
 
 def _qos(annotations: Mapping[str, str], problems: list[str]) -> QoS:

@@ -119,6 +119,35 @@ def test_inject_container_says_which_container_counts(node, directory):
     assert directory.worker_of(42) is None
 
 
+def test_a_worker_is_bound_to_the_devices_that_the_scheduler_gave_it(node, directory):
+    node.pods(pod(annotations=keyed(gpu_ids="gpu-8a9b, MIG-1C,,gpu-8a9b"), containers=[{"name": "main"}]))
+    (worker,) = directory.workers()
+    assert worker.devices == ("GPU-8a9b", "MIG-1C")
+
+
+def test_what_a_pod_of_several_containers_got_is_not_given_to_each_of_them(node, directory):
+    bound = keyed(gpu_ids="GPU-a")
+    node.pods(pod(annotations=bound, containers=TWO_CONTAINERS))
+    assert [worker.devices for worker in directory.workers()] == [(), ()]
+    node.pods(pod(annotations=bound | keyed(inject_container="main"), containers=TWO_CONTAINERS))
+    assert [(worker.container, worker.devices) for worker in directory.workers()] == [("main", ("GPU-a",))]
+
+
+def test_the_devices_that_a_container_names_in_its_environment_bind_nobody(node, directory):
+    node.pods(pod(containers=[{"name": "main", "id": MAIN}]))
+    node.run(41, IN_MAIN)
+    (node.proc / "41/environ").write_text("NVIDIA_VISIBLE_DEVICES=GPU-a\0", encoding="utf-8")
+    assert directory.worker_of(41).devices == ()
+
+
+def test_all_processes_of_a_container_are_its_workers_also_a_child_with_another_environment(node, directory):
+    node.pods(pod(containers=TWO_CONTAINERS), pod(OTHER, "pod-b"))
+    for pid, environment in ((41, "POD_NAME=pod-a\0"), (42, ""), (43, "POD_NAME=pod-b\0")):
+        node.run(pid, IN_MAIN, command="VLLM::EngineCore")
+        (node.proc / f"{pid}/environ").write_text(environment, encoding="utf-8")
+    assert {directory.worker_of(pid) for pid in (41, 42, 43)} == {directory.workers()[0]}
+
+
 def test_a_restarted_container_of_unknown_id_is_the_only_workers(node, directory):
     node.pods(pod(containers=[{"name": "main", "id": "5c" * 32}, {"name": "inject-lib"}]))
     node.run(41, IN_MAIN)
