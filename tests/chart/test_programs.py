@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.access import AUDIENCE, GROUP, RESOURCE
+from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
 from agent.enforce.registry import ACTUATORS
 from agent.gpus import load_gpu_table
 from agent.scenario import load_scenario
@@ -62,6 +64,8 @@ def test_an_agent_has_of_its_node_what_its_backend_needs_and_no_more(name: str) 
     chosen = {*told.get("TF_AGENT_COMPUTE_BACKENDS", "").split(","), *told.get("TF_AGENT_VRAM_BACKENDS", "").split(",")}
     actuators = [TABLE["actuators"][one] for one in sorted(chosen - {""})]
     assert bool(actuators) == (told["TF_AGENT_BACKEND"] == "auto")
+    if "TF_AGENT_FREEZE" in told:
+        actuators.append(TABLE["freeze"])
     assert spec.get("hostPID", False) == row["hostPID"]
     assert not {"hostNetwork", "hostIPC"} & spec.keys()
     assert spec["securityContext"]["runAsUser"] == row["runAsUser"]
@@ -72,15 +76,75 @@ def test_an_agent_has_of_its_node_what_its_backend_needs_and_no_more(name: str) 
     assert "privileged" not in inner
     paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
     assert paths == {"/var/lib/tf-agent"} | {path["path"] for one in actuators for path in one["hostPaths"]}
-    assert ("NVIDIA_VISIBLE_DEVICES" in environment(pod)) == row["gpu"]
-    assert spec["automountServiceAccountToken"] is False
+    assert ("NVIDIA_VISIBLE_DEVICES" in told) == row["gpu"]
+    if row["gpu"]:
+        parts = {"utility"} | {one for row in actuators for one in row["driver"]}
+        assert set(told["NVIDIA_DRIVER_CAPABILITIES"].split(",")) == parts
+
+
+@every
+def test_an_agent_looks_for_what_is_mounted_where_it_is_mounted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "agent" not in pods(name):
+        return
+    pod = pods(name)["agent"]
+    settings = told_to_the_agent(name, monkeypatch)
+    volumes = {one["name"]: one["hostPath"]["path"] for one in pod["spec"]["volumes"] if "hostPath" in one}
+    mounted = {volumes[one["name"]]: one for one in container(pod)["volumeMounts"] if one["name"] in volumes}
+    places = {
+        "/sys/fs/cgroup": settings.cgroup_root,
+        "/run/tensor-fusion/shm": settings.tfshm_root,
+        "/usr/local/vgpu/containers": settings.hamicore_root,
+        "/run/tensor-fusion/mps": settings.mps_root,
+        "/var/lib/tf-agent": settings.state_dir,
+    }
+    assert {path: Path(one["mountPath"]) for path, one in mounted.items()} == {path: places[path] for path in mounted}
+    assert not [path for path, one in mounted.items() if one.get("readOnly")]
+    assert ("/sys/fs/cgroup" in mounted) == (settings.freeze or ("dmem" in settings.vram_backends and settings.backend == "auto"))  # fmt: skip
+
+
+@every
+def test_an_agent_has_a_token_only_where_it_asks_the_api_server_and_asks_nothing_it_has_no_right_to(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "agent" not in pods(name):
+        return
+    settings = told_to_the_agent(name, monkeypatch)
+    follows = settings.follow_pods and settings.simulate is None
+    written = [(rule["apiGroups"], rule["resources"], rule["verbs"]) for rule in rules(name, "agent", "ClusterRole")]
+    delegated = [
+        one for one in of_kind(name, "ClusterRoleBinding") if one["roleRef"]["name"] == "system:auth-delegator"
+    ]
+
+    assert pods(name)["agent"]["spec"]["automountServiceAccountToken"] == (follows or settings.token_review)
+    assert written == ([([""], ["pods"], ["list", "watch"])] if follows else [])
+    assert bool(delegated) == settings.token_review
+    assert all(one["metadata"]["labels"]["app.kubernetes.io/component"] == "agent" for one in delegated)
+
+
+@every
+def test_the_controller_shows_agents_both_a_certificate_and_a_token_that_it_may_use(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = environment(pods(name)["controller"])
+    (token,) = [
+        one["projected"]["sources"] for one in pods(name)["controller"]["spec"]["volumes"] if "projected" in one
+    ]
+    assert token[0]["serviceAccountToken"]["audience"] == AUDIENCE
+    assert {"TF_AUTOSCALER_AGENT_TOKEN_FILE", "TF_AUTOSCALER_AGENT_CLIENT_CERT"} <= told.keys()
+    (right,) = [rule for rule in rules(name, "controller", "ClusterRole") if rule["apiGroups"] == [GROUP]]
+    assert (right["resources"], right["verbs"]) == ([RESOURCE], ["get", "update"])
+    if "agent" in pods(name):
+        settings = told_to_the_agent(name, monkeypatch)
+        assert (settings.client_ca is None) == settings.token_review, "one of both is asked for"
 
 
 def test_what_can_be_chosen_are_the_rows_of_the_table_and_known_to_the_agent() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["agent"]["properties"]
     assert set(schema["backend"]["enum"]) == set(TABLE["backends"])
     assert set(schema["actuators"]["items"]["enum"]) == set(TABLE["actuators"])
-    assert set(TABLE["actuators"]) <= set(ACTUATORS)
+    assert set(TABLE["actuators"]) == set(ACTUATORS)
+    for order, part in ((COMPUTE_ORDER, "compute"), (VRAM_ORDER, "vram")):
+        assert set(order) == {name for name, row in TABLE["actuators"].items() if part in row["serves"]}
 
 
 @every
@@ -117,18 +181,24 @@ def test_the_controller_takes_what_it_is_told(name: str, monkeypatch: pytest.Mon
     assert settings.agent_ca_file is not None
 
 
-@every
-def test_the_agent_takes_what_it_is_told_and_serves_quotas_by_mutual_tls(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if "agent" not in pods(name):
-        return
+def told_to_the_agent(name: str, monkeypatch: pytest.MonkeyPatch) -> AgentSettings:
+    """Return the agent's settings as its pod makes them, on a node of a cluster."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("TF_AGENT_NODE", "node-a")
     for key, value in environment(pods(name)["agent"]).items():
         if key.startswith("TF_"):
             assert key.removeprefix("TF_AGENT_").lower() in AgentSettings.model_fields
             monkeypatch.setenv(key, value.replace("$(TF_AGENT_NODE)", "node-a"))
-    settings = AgentSettings()
+    return AgentSettings()
+
+
+@every
+def test_the_agent_takes_what_it_is_told_and_lets_nobody_unknown_set_quotas(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "agent" not in pods(name):
+        return
+    settings = told_to_the_agent(name, monkeypatch)
     assert settings.authenticated
     assert settings.metrics_address is not None
     assert settings.metrics_address[1] == ports(pods(name)["agent"])["metrics"]

@@ -60,6 +60,8 @@ def test_the_plain_manifests_are_current(tmp_path: Path) -> None:
 REFUSED = {
     "an unknown value": ("nope=1", "nope"),
     "a backend that has no row": ("agent.backend=magic", "/agent/backend"),
+    "an actuator that has no row": ("agent.actuators={magic}", "/agent/actuators/0"),
+    "stopping workers where nothing is enforced": ("agent.freeze=true", "agent.freeze"),
     "simulated without scenarios": ("agent.backend=simulated", "agent.scenarios"),
     "an address that is no URL": ("prometheus.url=prometheus:9090", "/prometheus/url"),
     "certificates from nowhere": ("certificates.provider=magic", "/certificates/provider"),

@@ -163,19 +163,44 @@ prometheus.io/path: /metrics
 {{- dict "nodeAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms)) | toYaml -}}
 {{- end -}}
 
-{{/* What the backend needs, with all that its actuators need: the rows of files/backends.yaml. */}}
+{{/* What the backend needs, with all that its actuators and the freezer need: the rows of files/backends.yaml. */}}
 {{- define "tfa.backend" -}}
 {{- $table := .Files.Get "files/backends.yaml" | fromYaml -}}
 {{- $row := index $table.backends .Values.agent.backend -}}
-{{- $compute := list -}}{{- $vram := list -}}{{- $capabilities := list -}}{{- $hostPaths := list -}}
+{{- $compute := list -}}{{- $vram := list -}}{{- $added := list -}}
 {{- if eq .Values.agent.backend "auto" -}}
 {{- range .Values.agent.actuators -}}
 {{- $one := index $table.actuators . -}}
 {{- if has "compute" $one.serves -}}{{- $compute = append $compute . -}}{{- end -}}
 {{- if has "vram" $one.serves -}}{{- $vram = append $vram . -}}{{- end -}}
-{{- $capabilities = concat $capabilities $one.capabilities -}}
-{{- $hostPaths = concat $hostPaths $one.hostPaths -}}
+{{- $added = append $added $one -}}
 {{- end -}}
 {{- end -}}
-{{- merge (dict "compute" $compute "vram" $vram "capabilities" (uniq $capabilities) "hostPaths" (uniq $hostPaths)) $row | toYaml -}}
+{{- if .Values.agent.freeze -}}
+{{- if ne .Values.agent.backend "auto" -}}
+{{- fail "agent.freeze stops workers for the sake of others, which only agent.backend=auto does" -}}
+{{- end -}}
+{{- $added = append $added $table.freeze -}}
+{{- end -}}
+{{- $capabilities := list -}}{{- $driver := list "utility" -}}{{- $hostPaths := list -}}
+{{- range $added -}}
+{{- $capabilities = concat $capabilities .capabilities -}}
+{{- $driver = concat $driver .driver -}}
+{{- $hostPaths = concat $hostPaths .hostPaths -}}
+{{- end -}}
+{{- merge (dict "compute" $compute "vram" $vram "capabilities" (uniq $capabilities) "driver" (uniq $driver) "hostPaths" (uniq $hostPaths)) $row | toYaml -}}
+{{- end -}}
+
+{{/* "true" where the agent watches the pods of its node: played scenarios name their own. */}}
+{{- define "tfa.followsPods" -}}
+{{- if and .Values.agent.followPods (ne .Values.agent.backend "simulated") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* "true" where the agent asks the API server anything. */}}
+{{- define "tfa.agentAsks" -}}
+{{- if or (include "tfa.followsPods" .) .Values.agent.tokenReview -}}
+true
+{{- end -}}
 {{- end -}}
