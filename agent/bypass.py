@@ -8,7 +8,7 @@ what it found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,68 +51,76 @@ class Bypass:
     """Watches every worker whose limits are effective, tick by tick."""
 
     def __init__(self) -> None:
-        self._watches: dict[WorkerKey, dict[Kind, _Watch]] = {}
+        self._watches: dict[WorkerKey, tuple[_Watch | None, _Watch | None]] = {}
+        self._above: set[WorkerKey] = set()
         self._now = 0.0
 
     def tick(
         self, now: float, applied: Mapping[WorkerKey, Applied], capacity: Mapping[str, tuple[float | None, float]]
     ) -> None:
         """Take what is in force and in use (`now` in seconds); `capacity`: TFLOPs and bytes by device UUID."""
-        self._now = now
-        before, self._watches = self._watches, {}
+        self._now, before = now, self._watches
+        self._watches, self._above = {}, set()
         for key, one in applied.items():
-            if one.effect not in EFFECTIVE_NOW or key[2] not in capacity:
+            size = capacity.get(key[2])
+            if size is None or one.effect not in EFFECTIVE_NOW:
                 continue
-            seen, (tflops, vram_bytes) = one.observed, capacity[key[2]]
-            figures = (
-                (COMPUTE, seen.tflops_limit, seen.tflops_used, tflops),
-                (VRAM, seen.vram_limit_bytes, seen.vram_used_bytes, vram_bytes),
-            )
-            watches = before.get(key, {})
-            self._watches[key] = {
-                kind: _watched(watches.get(kind), now, kind, (limit, used, size))
-                for kind, limit, used, size in figures
-                if limit is not None and used is not None and size is not None
-            }
+            seen, (compute, vram) = one.observed, before.get(key, _NEW)
+            compute = _watched(compute, now, COMPUTE, (seen.tflops_limit, seen.tflops_used, size[0]))
+            vram = _watched(vram, now, VRAM, (seen.vram_limit_bytes, seen.vram_used_bytes, size[1]))
+            if compute is None and vram is None:
+                continue
+            self._watches[key] = (compute, vram)
+            if any(one is not None and one.above_since is not None for one in (compute, vram)):
+                self._above.add(key)
 
     def found(self) -> Mapping[WorkerKey, bool]:
         """Return whether each worker that is watched bypasses a limit."""
-        return {
-            key: any(self._is_bypassed(one) for one in watches.values())
-            for key, watches in self._watches.items()
-            if watches
-        }
+        return dict.fromkeys(self._watches, False) | dict.fromkeys(self.reasons(), True)
 
     def reasons(self) -> Mapping[WorkerKey, str]:
         """Return what to say of each worker that bypasses a limit, with the figures."""
-        said = {
-            key: [self._said(kind, one) for kind, one in watches.items() if self._is_bypassed(one)]
-            for key, watches in self._watches.items()
-        }
+        said = {key: tuple(self._said(key)) for key in sorted(self._above)}
         return {key: "LimitBypassed: " + "; ".join(parts) for key, parts in said.items() if parts}
 
-    def _is_bypassed(self, one: _Watch) -> bool:
-        return one.above_since is not None and self._now - one.above_since >= BYPASS_SECONDS
+    def _said(self, key: WorkerKey) -> Iterator[str]:
+        for kind, one in zip((COMPUTE, VRAM), self._watches[key], strict=True):
+            if one is not None and one.above_since is not None and self._now - one.above_since >= BYPASS_SECONDS:
+                seconds = self._now - one.above_since
+                limit = f"above the effective limit of {one.limit:.12g} for {seconds:.0f} s"
+                yield f"{one.used:.12g} {kind.unit} in use, {limit}"
 
-    def _said(self, kind: Kind, one: _Watch) -> str:
-        seconds = self._now - (one.above_since if one.above_since is not None else self._now)
-        return f"{one.used:.12g} {kind.unit} in use, above the effective limit of {one.limit:.12g} for {seconds:.0f} s"
+
+_NEW: Final = (None, None)
 
 
-def _watched(before: _Watch | None, now: float, kind: Kind, figures: tuple[float, float, float]) -> _Watch:
-    """Return the watch after a tick; `figures` are limit, use and the device's size, in the kind's unit."""
+def _watched(
+    before: _Watch | None, now: float, kind: Kind, figures: tuple[float | None, float | None, float | None]
+) -> _Watch | None:
+    """Return the watch after a tick, None where it can't be judged; `figures` are limit, use and the device's size."""
     limit, used, size = figures
+    if limit is None or used is None or size is None:
+        return None
     one = before or _Watch(max(limit, used) if kind.is_kept else limit, limit)
     one.limit, one.used = limit, used
     if limit >= one.allowed:
         one.allowed, one.until = limit, None
-    elif one.until is None:
-        one.until, one.highest = now + SETTLING_SECONDS, limit
+        if used <= limit:
+            one.above_since = None
+            return one
     else:
-        one.highest = max(one.highest, limit)
-        if now >= one.until:
-            one.allowed = max(one.highest, min(used, one.allowed)) if kind.is_kept else one.highest
-            one.until = None
+        _lower(one, now, kind)
     is_above = used > one.allowed + max(LIMIT_SLACK_RATIO * limit, kind.device_slack_ratio * size)
     one.above_since = (one.above_since if one.above_since is not None else now) if is_above else None
     return one
+
+
+def _lower(one: _Watch, now: float, kind: Kind) -> None:
+    """Bring what is allowed down towards a lower limit, when that had its time to act."""
+    if one.until is None:
+        one.until, one.highest = now + SETTLING_SECONDS, one.limit
+        return
+    one.highest = max(one.highest, one.limit)
+    if now >= one.until:
+        one.allowed = max(one.highest, min(one.used, one.allowed)) if kind.is_kept else one.highest
+        one.until = None

@@ -220,6 +220,26 @@ def test_probe_shows_devices_and_what_each_backend_can_do(tmp_path):
     assert "GPU-1" in tf_agent("probe", **standin.environment()).stdout
 
 
+def test_probe_says_what_a_device_does_not_tell(tmp_path):
+    server = nvml_standin.Process(0, 40, name="/usr/bin/nvidia-cuda-mps-server", steady_percent=60)
+    clients = tuple(nvml_standin.Process(0, pid, GIB, kind="client") for pid in (41, 42))
+    ampere = nvml_standin.Device("GPU-2", "NVIDIA A100-SXM4-80GB", mig=True, capability=8)
+    standin = NvmlStandIn(tmp_path)
+    standin.write(
+        nvml_standin.State(
+            devices=(nvml_standin.Device("GPU-1", percent=60), ampere),
+            processes=(server, *clients),
+            instances=(nvml_standin.Instance("MIG-2", parent=1),),
+        )
+    )
+    found = tf_agent("probe", "-o", "json", **standin.environment())
+    told = {device["uuid"]: (device["healthy"], device["reason"]) for device in json.loads(found.stdout)["devices"]}
+    assert told.keys() == {"GPU-1", "MIG-2"}
+    assert all(healthy for healthy, _ in told.values())
+    assert "MPS" in told["GPU-1"][1]
+    assert "GPM" in told["MIG-2"][1]
+
+
 def test_a_recording_can_be_read_back_as_samples(tmp_path):
     scenario = scenes.write(tmp_path, scenes.worker("a"), start=None)
     done = tf_agent("record", "--simulate", scenario, "--seconds", 0.2, "--tick", 0.05, "--to", tmp_path / "r.jsonl")
