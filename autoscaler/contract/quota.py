@@ -103,7 +103,10 @@ class Refusal(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class DeviceInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One GPU of the node; `tflops` is None for an unknown model, `healthy` False with `reason` for a lost one."""
+    """One GPU or MIG instance of the node; `tflops` is None for an unknown model, `healthy` False for a lost one.
+
+    `reason` says why it is lost, or what a healthy one does not tell.
+    """
 
     uuid: str
     model: str
