@@ -43,11 +43,12 @@ def unified() -> Path | None:
     """Return where cgroup v2 is mounted so that groups can be made in it."""
     for mount in MOUNTS:
         if (mount / "cgroup.procs").is_file() and os.access(mount, os.W_OK):
+            probe = mount / f"test-{secrets.token_hex(4)}"
             try:
-                (mount / "probe-of-a-test").mkdir()
+                probe.mkdir()
             except OSError:
                 continue
-            (mount / "probe-of-a-test").rmdir()
+            probe.rmdir()
             return mount
     return None
 
