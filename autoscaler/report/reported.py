@@ -48,6 +48,7 @@ class SyncReason(StrEnum):
     NOT_ACKNOWLEDGED = "NotAcknowledged"
     PENDING_EFFECT = "PendingEffect"
     UNSUPPORTED = "Unsupported"
+    LIMIT_BYPASSED = "LimitBypassed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,9 @@ def acknowledged(reported: Reported) -> Acknowledgement:
     if not workers:
         return Acknowledgement(0, 0, None, SyncReason.NO_WORKERS, "there is no worker")
     if not lags:
-        return Acknowledgement(workers, workers, effect, SyncReason.IN_SYNC, f"{workers} of {workers} acknowledged")
+        past = _bypassed(reported)
+        held = SyncReason.LIMIT_BYPASSED if past else SyncReason.IN_SYNC
+        return Acknowledgement(workers, workers, effect, held, f"{workers} of {workers} acknowledged{past}")
     pod, reason, text = lags[0]
     message = f"{workers - len(lags)} of {workers} acknowledged; {pod}: {text}"
     if reason == SyncReason.AGENT_UNREACHABLE:
@@ -188,6 +191,15 @@ def _lag(reported: Reported, worker: Worker, status: WorkerStatus | None) -> tup
     if status is None or not status.devices or found is not None:
         return (reason, text) if reason else found or (SyncReason.NOT_ACKNOWLEDGED, "its node does not list it")
     return None
+
+
+def _bypassed(reported: Reported) -> str:
+    """Return who goes around a limit that is in force; without the node's figures, which differ from pass to pass."""
+    for worker, status in zip(reported.workload.workers, reported.statuses, strict=True):
+        for device in status.devices if status else ():
+            if device.applied and device.reason.startswith(SyncReason.LIMIT_BYPASSED):
+                return f"; {worker.ref.name}: uses more of {device.uuid} than its effective limit; that is no demand"
+    return ""
 
 
 def _differences(wanted: Amounts, status: WorkerStatus | None, state: NodeState) -> Iterator[tuple[str, str]]:

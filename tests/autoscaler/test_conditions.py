@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from autoscaler.contract.keys import Effect
 from autoscaler.errors import Problem
@@ -152,6 +153,22 @@ def test_an_effect_that_has_not_come_is_shown_not_hidden(effect, reason):
     late = reported(nodes={NODE: agent.state()})
     assert reasons(late)["EnforcementInSync"] == ("False", reason)
     assert acknowledged(late).effect is effect
+
+
+def test_a_bypassed_limit_is_shown_without_figures_that_change_and_counts_as_in_force():
+    messages = set()
+    for seconds in (12, 13):
+        state = told(quota("chat-0"), quota("chat-1")).state()
+        first, *others = state.quotas.workers
+        said = f"LimitBypassed: 62 TFLOPs in use, above the effective limit of 20 for {seconds} s"
+        devices = tuple(structs.replace(device, reason=said) for device in first.devices)
+        quotas = structs.replace(state.quotas, workers=(structs.replace(first, devices=devices), *others))
+        one = reported(nodes={NODE: replace(state, quotas=quotas)})
+        assert reasons(one)["EnforcementInSync"] == ("True", "LimitBypassed")
+        assert reasons(one)["LimitsApplied"] == ("True", "Applied")
+        messages.add(conditions(one)["EnforcementInSync"]["message"])
+    (message,) = messages
+    assert "2 of 2 acknowledged; chat-0: uses more of" in message
 
 
 def test_what_could_not_be_sent_is_the_reason():
