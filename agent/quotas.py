@@ -36,6 +36,7 @@ class Denial(StrEnum):
     FORBIDDEN = "Forbidden"
     NOT_JUDGED = "NotJudged"
     TOO_MANY = "TooManyRequests"
+    TOO_SLOW = "TooSlow"
 
 
 HTTP_STATUS: Final = {
@@ -50,6 +51,7 @@ HTTP_STATUS: Final = {
     Denial.FORBIDDEN: 403,
     Denial.NOT_JUDGED: 503,
     Denial.TOO_MANY: 429,
+    Denial.TOO_SLOW: 408,
 }
 
 

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from agent.access import TokenAccess
 from agent.assemble import Assembled
+from agent.doors import HANDSHAKE_SECONDS, watch
 from agent.kubeapi import KubeApi
 from agent.loop import Agent
 from agent.samples import SourceError
@@ -91,8 +92,14 @@ async def _start(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     cleanup.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, *address, ssl_context=tls).start()
-    return int(runner.addresses[0][1])
+    assert runner.server is not None
+    patience = HANDSHAKE_SECONDS if tls is not None else None
+    listener = await asyncio.get_running_loop().create_server(
+        runner.server, *address, ssl=tls, ssl_handshake_timeout=patience, reuse_address=True
+    )
+    cleanup.callback(listener.close)
+    cleanup.push_async_callback(_ended, asyncio.create_task(watch(runner.server)))
+    return int(listener.sockets[0].getsockname()[1])
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -25,6 +25,8 @@ ADVANCE_PATH: Final = "/simulate/advance"
 PUTS_PER_SECOND: Final = 5.0
 PUTS_AT_ONCE: Final = 20
 """A controller sends a few documents a minute; each one costs a check, a write and its limits."""
+BODY_SECONDS: Final = 10.0
+"""A whole body takes a moment; who sends it byte by byte holds memory of the node."""
 _DENIALS: Final = {401: Denial.UNAUTHENTICATED, 403: Denial.FORBIDDEN, 503: Denial.NOT_JUDGED}
 _WHO: Final[ContextVar[str]] = ContextVar("who", default="")
 """Who asked for what this task does."""
@@ -50,6 +52,7 @@ class AgentApi:
         self._clock = clock
         self._lockstep = lockstep
         self._access = access
+        self.body_seconds = BODY_SECONDS
         self._pace = Pace(PUTS_PER_SECOND, PUTS_AT_ONCE)
 
     def app(self) -> web.Application:
@@ -83,7 +86,11 @@ class AgentApi:
             answer.headers["Retry-After"] = f"{math.ceil(wait)}"
             return answer
         try:
-            document = msgspec.json.decode(await request.read(), type=QuotaDocument)
+            async with asyncio.timeout(self.body_seconds):
+                body = await request.read()
+            document = msgspec.json.decode(body, type=QuotaDocument)
+        except TimeoutError:
+            return self._refused(Denial.TOO_SLOW, f"the body did not come within {self.body_seconds:g} s")
         except msgspec.ValidationError as error:
             return self._refused(Denial.INVALID, f"not a quota document: {error}")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
