@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -93,9 +94,10 @@ def test_a_disk_that_is_really_full_costs_a_refusal_and_nothing_that_is_in_force
     assert isinstance(agent.put(document(1, Asked("a", 20, 55), Asked("b", 5, 25)), node.at), QuotaStatus)
     before = node.limits()
     fill = tiny / "fill"
-    with pytest.raises(OSError, match="No space"), fill.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
+    with fill.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    assert shutil.disk_usage(tiny).free == 0
     # A limiter's file that is all hole, as upstream makes it: touching it now would end the process.
     node.file("c").unlink()
     node.file("c").touch()
