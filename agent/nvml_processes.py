@@ -48,7 +48,7 @@ def list_processes(calls: Calls, device: Asked, active: frozenset[int], before: 
         return None
     known, clients = _vram(compute), _vram(calls.ask(device, "nvmlDeviceGetMPSComputeRunningProcesses_v3") or ())
     computing = _joined(known, clients)
-    graphics, lists_left = _graphics(calls, device, before, is_wanted=bool(active - computing.keys()))
+    graphics, lists_left = _graphics(calls, device, before, active - computing.keys())
     names = _names(calls, device, computing, (before.names if before is not None else None) or {})
     servers = frozenset(pid for pid, name in names.items() if PurePath(name).name == MPS_SERVER)
     of_mps = frozenset(clients) - servers
@@ -101,17 +101,20 @@ def _joined(first: Mapping[int, int | None], second: Mapping[int, int | None]) -
 
 
 def _graphics(
-    calls: Calls, device: Asked, before: Listed | None, *, is_wanted: bool
+    calls: Calls, device: Asked, before: Listed | None, unlisted: frozenset[int]
 ) -> tuple[Mapping[int, int | None] | None, int]:
-    """Return the graphics processes, as they were or read anew, and after how many lists to read them again."""
-    if before is not None and before.graphics_in_lists > 0 and not is_wanted:
+    """Return the graphics processes, as they were or read anew, and after how many lists to read them again.
+
+    `unlisted` compute, and are in no other list: they are looked for at once.
+    """
+    if before is not None and before.graphics_in_lists > 0 and not unlisted - (before.graphics or {}).keys():
         return before.graphics, before.graphics_in_lists - 1
     rows = calls.ask(device, "nvmlDeviceGetGraphicsRunningProcesses_v3")
     return (None if rows is None else _vram(rows)), GRAPHICS_EVERY_LISTS - 1
 
 
 def _names(calls: Calls, device: Asked, pids: Iterable[int], known: Mapping[int, str]) -> dict[int, str]:
-    """Return the names of these processes; each is asked for once, and "" while the driver can't tell."""
+    """Return the names of these processes; each is asked for once, and "" where the driver can't tell."""
     return {
         pid: known[pid] if pid in known else calls.tell(device, "nvmlSystemGetProcessName", pid, idle="") or ""
         for pid in pids

@@ -249,9 +249,10 @@ def test_a_failing_call_is_none_this_tick_and_counted_by_code(standin, source):
 
 def test_a_process_that_only_draws_is_listed_rarely_and_its_memory_counts(standin, source):
     drawing = Process(0, 50, GIB, kind="graphics")
-    standin.write(State(TWO[:1], (Process(0, 41, 2 * GIB), drawing)))
     for second in range(30):
-        assert ProcessUse(50, 0.0, GIB) in source.sample(T0 + second).devices[0].processes
+        busy = (Sample(0, 50, us(T0 + second), 20),)
+        standin.write(State(TWO[:1], (Process(0, 41, 2 * GIB), drawing), busy))
+        assert ProcessUse(50, 0.2, GIB) in source.sample(T0 + second).devices[0].processes
     lists = {name: sum(durations.counts) for name, durations in source.stats().calls.items()}
     assert lists["nvmlDeviceGetComputeRunningProcesses_v3"] == 10
     assert lists["nvmlDeviceGetGraphicsRunningProcesses_v3"] == 1
