@@ -254,6 +254,35 @@ def test_a_recording_can_be_read_back_as_samples(tmp_path):
     assert [device["uuid"] for device in json.loads(shown.stdout)["devices"]] == ["GPU-0"]
 
 
+def test_a_recording_of_a_driver_holds_its_rows_and_whose_the_processes_were(tmp_path):
+    standin = NvmlStandIn(tmp_path)
+    busy = nvml_standin.Process(0, 41, GIB, steady_percent=30)
+    standin.write(nvml_standin.State(devices=(nvml_standin.Device("GPU-1", percent=30),), processes=(busy,)))
+    (tmp_path / "proc/41").mkdir(parents=True)
+    (tmp_path / "proc/41/cgroup").write_text("0::/kubepods/x\n")
+    to, proc = tmp_path / "r.jsonl", tmp_path / "proc"
+    done = tf_agent(
+        "record",
+        "--seconds",
+        1,
+        "--tick",
+        0.3,
+        "--to",
+        to,
+        "--proc-root",
+        proc,
+        "--note",
+        "a test",
+        **standin.environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    header, ticks = load_capture(to)
+    assert header.note == "a test"
+    rows = [row for tick in ticks for row in tick.rows.get("GPU-1", ())]
+    assert {(row.pid, row.sm_percent) for row in rows} == {(41, 30)}
+    assert [tick.cgroups for tick in ticks] == [{41: "0::/kubepods/x\n"}] + [{}] * (len(ticks) - 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
