@@ -409,7 +409,7 @@ def test_a_running_workers_use_follows_its_limit_and_its_neighbour_is_left_alone
             while abs(uses[0] - target / 100) > 0.05 and time.monotonic() < deadline:
                 uses = mean_uses(gpu, (one, other), 2.0)
             assert uses == pytest.approx([target / 100, 0.20], abs=0.05)
-            assert any(held[-4:]), "a worker at its limit is held back by it"
+            assert any(held[changed:]), "a worker at its limit is held back by it"
             # A second after the change: what was metered before it is still of the limit before.
             seconds = [
                 sum(pair) / 2 for pair in zip(gpu.history[changed + 2 :], gpu.history[changed + 3 :], strict=False)
