@@ -75,7 +75,7 @@ def _real(settings: AgentSettings, gpus: GpuTable, pods: PodWatch | None) -> Par
     if settings.pods_file is not None:
         sources.insert(0, PodFile(settings.pods_file, settings.node))
     directory = PodDirectory(settings.proc_root, sources)
-    backend = _backend(settings, surroundings(settings, live_use, directory))
+    backend = _backend(settings, surroundings(settings, live_use, directory, has_driver=True))
     return Parts(
         source=source,
         directory=directory,
@@ -96,8 +96,10 @@ def _freezer(settings: AgentSettings, directory: PodDirectory) -> Freezer:
     return Freezer(settings.cgroup_root, settings.state_dir, lambda name: tree.path_of(directory.cgroup_of_name(name)))
 
 
-def surroundings(settings: AgentSettings, live_use: LastUse, directory: PodDirectory | None = None) -> Surroundings:
-    """Return what actuators stand in on this node; without a directory, in a simulated one."""
+def surroundings(
+    settings: AgentSettings, live_use: LastUse, directory: PodDirectory | None = None, *, has_driver: bool = False
+) -> Surroundings:
+    """Return what actuators stand in on this node; without a directory no worker's cgroup is known."""
     from agent.nvml_limits import NvmlMemoryLimits
 
     tree = HostTree(settings.cgroup_root)
@@ -107,7 +109,7 @@ def surroundings(settings: AgentSettings, live_use: LastUse, directory: PodDirec
         index_of=live_use.index_of,
         state_dir=settings.state_dir,
         cgroup_of=(lambda worker: tree.path_of(directory.cgroup_of(worker))) if directory is not None else lambda _: "",
-        memory_limits=NvmlMemoryLimits() if directory is not None else None,
+        memory_limits=NvmlMemoryLimits() if has_driver else None,
         proc_root=settings.proc_root,
         cgroup_root=settings.cgroup_root,
         tfshm_root=settings.tfshm_root,

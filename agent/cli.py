@@ -20,7 +20,6 @@ from rich.table import Table
 
 from agent import capture
 from agent.capture import Recorder
-from agent.enforce.actuator import Surroundings
 from agent.enforce.backend import BackendError
 from agent.enforce.live import LastUse
 from agent.enforce.registry import candidates
@@ -116,17 +115,19 @@ def probe(
     output: _Output = Output.TABLE,
 ) -> None:
     """Show the devices, backends and capabilities found here; exit code 1 where no device can be read."""
+    from agent.assemble import surroundings
+
     with _failing():
         gpus = load_gpu_table(gpu_table)
-        use = LastUse()
-        around = Surroundings(use, use.tflops_of, use.index_of, Path("/var/lib/tf-agent"))
-        backends = {name: one.probe() for name, one in candidates(around).items()}
         problem, devices = "", tuple[DeviceInfo, ...]()
         try:
             with _source(simulate, gpus, replay) as source:
                 devices = device_infos(source.sample(time.time()), gpus)  # noqa: TID251  the shell owns the clock
         except SourceError as error:
             problem = str(error)
+        is_real = simulate is None and replay is None and not problem
+        around = surroundings(_settings({"node": "probed"}), LastUse(), has_driver=is_real)
+        backends = {name: one.probe() for name, one in candidates(around).items()}
         _show(
             output,
             {"devices": devices, "backends": backends, "problem": problem},
