@@ -63,10 +63,11 @@ class ChosenBackend:
     def observe(self, worker: Worker, uuid: str) -> Observed:
         """Return the limits read back from whoever holds them, beside the live use."""
         use = self._live_use(worker, uuid)
-        seen = {part: self._seen(choice, worker, uuid) for part, choice in self._chosen(worker, uuid).items()}
-        return Observed(
-            seen[Part.COMPUTE].tflops_limit, seen[Part.VRAM].vram_limit_bytes, use.tflops_used, use.vram_used_bytes
-        )
+        chosen = self._chosen(worker, uuid)
+        compute, vram = chosen[Part.COMPUTE], chosen[Part.VRAM]
+        of_compute = self._seen(compute, worker, uuid)
+        of_vram = of_compute if vram.actuator is compute.actuator else self._seen(vram, worker, uuid)
+        return Observed(of_compute.tflops_limit, of_vram.vram_limit_bytes, use.tflops_used, use.vram_used_bytes)
 
     def apply(self, worker: Worker, quota: DeviceQuota) -> Applied:
         """Put each part into force through whoever serves it; the effect is the slower of the two."""

@@ -71,6 +71,7 @@ class TfshmActuator:
         self._files: dict[Path, _File] = {}
         self._restored = 0
         self._others: dict[WorkerKey, int] = {}
+        self._paths: dict[tuple[str, str], Path] = {}
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -216,7 +217,12 @@ class TfshmActuator:
         bucket.limit_vram(quota.vram_limit_bytes)
 
     def _path(self, worker: Worker) -> Path:
-        return self._around.tfshm_root / worker.namespace / worker.pod / FILE_NAME
+        # Asked for several times a tick for each worker, and slow to put together.
+        name = worker.namespace, worker.pod
+        path = self._paths.get(name)
+        if path is None:
+            path = self._paths[name] = self._around.tfshm_root / worker.namespace / worker.pod / FILE_NAME
+        return path
 
     def _bucket(self, worker: Worker, uuid: str) -> Bucket | None:
         file = self._files.get(self._path(worker))
@@ -286,6 +292,7 @@ class TfshmActuator:
 
     def _drop(self, path: Path) -> None:
         file = self._files.pop(path)
+        self._paths.pop((file.worker.namespace, file.worker.pod), None)
         file.buckets.clear()
         file.mapped.close()
         if not path.exists():

@@ -29,6 +29,23 @@ class _Held:
     applied: Applied
 
 
+class _Books:
+    """The VRAM limits in force during one transition; asking the backend for all of them at each step costs seconds."""
+
+    def __init__(self, in_force: Mapping[WorkerKey, int]) -> None:
+        self.held = dict(in_force)
+        self.by_device: dict[str, int] = {}
+        for key, limit_bytes in in_force.items():
+            self.by_device[key[2]] = self.by_device.get(key[2], 0) + limit_bytes
+
+    def note(self, key: WorkerKey, applied: Applied) -> None:
+        """Take what was read back; where not all went well, the most that may be in force."""
+        before, found = self.held.get(key, 0), applied.observed.vram_limit_bytes or 0
+        after = max(before, found) if applied.reason else found
+        self.held[key] = after
+        self.by_device[key[2]] = self.by_device.get(key[2], 0) + after - before
+
+
 class Enforcer:
     """Puts shares into force through one backend; keeps the attempts that told something new, until they are taken."""
 
@@ -57,9 +74,10 @@ class Enforcer:
         results = {key: self._standing(key, share, vram_total_bytes) for key, share in keyed.items()}
         moving = [key for key, applied in results.items() if applied is None]
         if moving:
-            in_force = self.backend.in_force()
-            for key in sorted(moving, key=lambda one: _turn(keyed[one], in_force.get(one, 0), one)):
-                results[key] = self._apply(key, keyed[key], vram_total_bytes[key[2]])
+            books = _Books(self.backend.in_force())
+            for key in sorted(moving, key=lambda one: _turn(keyed[one], books.held.get(one, 0), one)):
+                applied = results[key] = self._apply(key, keyed[key], vram_total_bytes[key[2]], books)
+                books.note(key, applied)
         return {key: applied for key, applied in results.items() if applied is not None}
 
     def _standing(self, key: WorkerKey, share: Share, vram_total_bytes: Mapping[str, int]) -> Applied | None:
@@ -74,12 +92,12 @@ class Enforcer:
             return None
         return Applied(held.applied.effect, observed, held.applied.reason)
 
-    def _apply(self, key: WorkerKey, share: Share, total_bytes: int) -> Applied:
-        in_force = self.backend.in_force()
-        others = sum(vram for other, vram in in_force.items() if other[2] == key[2] and other != key)
+    def _apply(self, key: WorkerKey, share: Share, total_bytes: int, books: _Books) -> Applied:
+        own = books.held.get(key, 0)
+        others = books.by_device.get(key[2], 0) - own
         wanted, held_back = share.effective, ""
         # What is in force already promises nothing new, so it is never cut for lack of room.
-        given = min(wanted.vram_limit_bytes, max(total_bytes - others, in_force.get(key, 0), 0))
+        given = min(wanted.vram_limit_bytes, max(total_bytes - others, own, 0))
         if given < wanted.vram_limit_bytes:
             held_back = f"VRAMHeld: {given} of {wanted.vram_limit_bytes} bytes; other workers still hold {others}"
             wanted = msgspec.structs.replace(wanted, vram_limit_bytes=given)

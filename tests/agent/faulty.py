@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -91,10 +92,14 @@ class Node:
         """Hold nothing."""
 
     def workers(self) -> tuple[Worker, ...]:
+        return self.crew
+
+    @cached_property
+    def crew(self) -> tuple[Worker, ...]:
         return tuple(Worker(f"uid-{name}", "ns", name, "main", "load", devices=(GPU,)) for name in self.names)
 
     def worker_of(self, pid: int) -> Worker | None:
-        return self.workers()[pid - 1]
+        return self.crew[pid - 1]
 
     def file(self, name: str) -> Path:
         return self.root / "shm" / "ns" / name / "shm"
