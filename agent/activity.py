@@ -32,7 +32,7 @@ class Activity:
         if not crowded:
             self._gates = {}
             return {}
-        uses = {(use.worker.pod_uid, use.worker.container, use.uuid): use for use in attribution.uses}
+        uses = attribution.by_key
         kept: dict[WorkerKey, Gate] = {}
         found: dict[WorkerKey, int] = {}
         for key, (worker, quota) in layout.places.items():

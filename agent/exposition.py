@@ -6,7 +6,8 @@ later only values are put in. Neighbour: `agent.exporter` says what there is to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -35,12 +36,12 @@ _FAMILIES: Final[dict[MetricType, Any]] = {
 
 
 class FamilyText(NamedTuple):
-    """A family's rows and their text; `heads` are the lines up to their values by labels, `comments` stand above."""
+    """A family's rows and their text; `heads` are the rows' lines up to their values, `comments` stand above."""
 
     rows: Rows
     body: bytes
     comments: str = ""
-    heads: Mapping[Labels, str] = {}
+    heads: Sequence[str] = ()
 
 
 def family_text(metric: contract.Metric, rows: Rows, openmetrics: bool, before: FamilyText | None) -> FamilyText:
@@ -49,25 +50,37 @@ def family_text(metric: contract.Metric, rows: Rows, openmetrics: bool, before: 
         return before
     if metric.type is MetricType.HISTOGRAM:
         return FamilyText(rows, _written(metric, rows, openmetrics).encode())
-    comments, heads = _heads(metric, rows, openmetrics, before)
-    lines = [f"{heads[labels]}{floatToGoString(value)}\n" for labels, value in rows]  # type: ignore[no-untyped-call]
+    if before is not None and [labels for labels, _ in rows] == [labels for labels, _ in before.rows]:
+        comments, heads = before.comments, before.heads
+    else:
+        comments, heads = _heads(metric, rows, openmetrics, before)
+    lines = [f"{head}{_number(value)}\n" for head, (_, value) in zip(heads, rows, strict=True)]
     return FamilyText(rows, (comments + "".join(lines)).encode(), comments, heads)
+
+
+@lru_cache(maxsize=16_384)
+def _number(value: float) -> str:
+    """Return a value as text; many rows have the same one, or the one they had before."""
+    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]
+    return text
 
 
 def _heads(
     metric: contract.Metric, rows: Rows, openmetrics: bool, before: FamilyText | None
-) -> tuple[str, Mapping[Labels, str]]:
+) -> tuple[str, Sequence[str]]:
     """Return the comments and each row's line up to its value; only rows with new labels are written for it."""
-    known = before.heads if before is not None else {}
+    known: Mapping[Labels, str] = {}
+    if before is not None:
+        known = {labels: head for (labels, _), head in zip(before.rows, before.heads, strict=True)}
     fresh = [row for row in rows if row[0] not in known]
-    if before is not None and not fresh and len(known) == len(rows):
-        return before.comments, known
+    if before is not None and not fresh:
+        return before.comments, [known[labels] for labels, _ in rows]
     lines = _written(metric, fresh, openmetrics).removesuffix("\n").split("\n")
     comments = [f"{line}\n" for line in lines if line.startswith("#")]
     heads = {
         labels: line[: line.rindex(" ") + 1] for (labels, _), line in zip(fresh, lines[len(comments) :], strict=True)
     }
-    return "".join(comments), {labels: heads.get(labels) or known[labels] for labels, _ in rows}
+    return "".join(comments), [heads.get(labels) or known[labels] for labels, _ in rows]
 
 
 def _written(metric: contract.Metric, rows: Rows, openmetrics: bool) -> str:

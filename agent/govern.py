@@ -107,10 +107,10 @@ def claims(
     layout: Layout, attribution: Attribution, working_bytes: Mapping[WorkerKey, int] = _NO_GATES
 ) -> tuple[Claim, ...]:
     """Return one claim per place, with the memory that the worker holds there and what it may need for its work."""
-    used = {(use.worker.pod_uid, use.worker.container, use.uuid): use.vram_bytes for use in attribution.uses}
+    uses = attribution.by_key
     return tuple(
         [
-            Claim(worker, quota, used.get(key), working_bytes.get(key, _ANY))
+            Claim(worker, quota, use.vram_bytes if (use := uses.get(key)) else None, working_bytes.get(key, _ANY))
             for key, (worker, quota) in layout.places.items()
         ]
     )

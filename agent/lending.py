@@ -49,7 +49,7 @@ class Lending:
 
         Only limits that reach running workers are moved: to the others a moment's lending would come hours late.
         """
-        ratios = {(use.worker.pod_uid, use.worker.container, use.uuid): use.compute_ratio for use in attribution.uses}
+        uses = attribution.by_key
         keys = tuple(layout.places)
         seconds = 0.0 if self._at is None else attribution.at - self._at
         # A clock that was set tells nothing about what was used meanwhile.
@@ -58,12 +58,12 @@ class Lending:
         metered: list[Metered | None] = []
         credit_of: list[Credit | None] = []
         for key, share in zip(keys, shares, strict=True):
-            before, capacity, ratio = applied.get(key), tflops.get(key[2]), ratios.get(key)
+            before, capacity, use = applied.get(key), tflops.get(key[2]), uses.get(key)
             if before is None or before.effect not in EFFECTIVE_NOW or capacity is None:
                 metered.append(None)
                 credit_of.append(None)
                 continue
-            used = ratio * capacity if ratio is not None else None
+            used = None if use is None or use.compute_ratio is None else use.compute_ratio * capacity
             metered.append(Metered(used, before.observed.tflops_limit))
             credit_of.append(accrue(self._credits.get(key), share, used, seconds))
         self._credits = {key: one for key, one in zip(keys, credit_of, strict=True) if one is not None}

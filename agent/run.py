@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import ssl
 import time
@@ -37,6 +38,8 @@ async def serve(parts: Assembled, settings: AgentSettings, tls: ssl.SSLContext |
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     agent = parts.agent
+    # What was made so far stays: looking through it for garbage again and again would cost more than a tick.
+    gc.freeze()
     async with AsyncExitStack() as cleanup:
         api = AgentApi(agent, parts.clock, parts.lockstep, _access(settings, cleanup))
         port = await _start(cleanup, api.app(), (settings.host, settings.port), tls)

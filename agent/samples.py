@@ -5,7 +5,8 @@ Units: ratios 0..1, bytes, seconds since the epoch, dense FP16 TFLOPs. None is "
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -101,6 +102,13 @@ class Attribution:
     uses: tuple[WorkerUse, ...]
     unattributed: tuple[Unattributed, ...]
     seen: frozenset[tuple[str, str, str]] = frozenset()
+    by_key: Mapping[tuple[str, str, str], WorkerUse] = field(init=False, repr=False, compare=False)
+    """The uses by (pod_uid, container, uuid), made once for everyone in a tick."""
+
+    def __post_init__(self) -> None:
+        """Index the uses."""
+        keyed = {(use.worker.pod_uid, use.worker.container, use.uuid): use for use in self.uses}
+        object.__setattr__(self, "by_key", keyed)
 
 
 class DeviceSource(Protocol):

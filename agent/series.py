@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from agent.gpus import GpuTable
@@ -140,7 +141,13 @@ def _ooms(report: TickReport) -> Mapping[WorkerKey, list[tuple[str, int]]]:
 
 def _worker_labels(use: WorkerUse, node: str) -> Labels:
     worker = use.worker
-    return (worker.namespace, worker.workload, worker.pod, worker.container, node, use.uuid)
+    return _same(worker.namespace, worker.workload, worker.pod, worker.container, node, use.uuid)
+
+
+@lru_cache(maxsize=8192)
+def _same(*labels: str) -> Labels:
+    """Return the labels, the same object each time: it is then compared at once with what was shown before."""
+    return labels
 
 
 def _capacity(device: DeviceSample, gpus: GpuTable) -> float | None:

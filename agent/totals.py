@@ -43,8 +43,7 @@ class Totals:
     def add(self, attribution: Attribution, throttled: Mapping[WorkerKey, bool | None]) -> None:
         """Add one tick; a tick counts for the time since this worker's last one."""
         at = attribution.at
-        for use in attribution.uses:
-            key = key_of(use)
+        for key, use in attribution.by_key.items():
             total = self._totals.get(key)
             if total is None:
                 total = self._totals[key] = Total(seen_at=at)

@@ -37,8 +37,8 @@ class LastUse:
         self._tflops = tflops
         self._indices = {device.uuid: device.index for device in sample.devices}
         uses: dict[WorkerKey, Observed] = {}
-        for use in attribution.uses:
+        for key, use in attribution.by_key.items():
             capacity, ratio = tflops.get(use.uuid), use.compute_ratio
             used = None if capacity is None or ratio is None else capacity * ratio
-            uses[(*id_of(use.worker), use.uuid)] = Observed(tflops_used=used, vram_used_bytes=use.vram_bytes)
+            uses[key] = Observed(tflops_used=used, vram_used_bytes=use.vram_bytes)
         self._uses = uses
