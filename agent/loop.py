@@ -65,6 +65,7 @@ class _Scene:
     granted: tuple[Share, ...]
     shares: tuple[Share, ...]
     applied: Mapping[WorkerKey, Applied]
+    unasked: Mapping[WorkerKey, Applied]
 
 
 class _AtTick:
@@ -147,7 +148,7 @@ class Agent:
         if scene is None:
             return QuotaStatus(self.node, epoch, generation, ())
         bypasses = self._signs.bypasses()
-        workers = worker_states(scene.shares, scene.applied, scene.attribution, self._parts.enforcer, bypasses)
+        workers = worker_states(scene.shares, scene.applied, scene.attribution, scene.unasked, bypasses)
         return QuotaStatus(self.node, epoch, generation, workers)
 
     def devices(self) -> DevicesStatus:
@@ -218,10 +219,11 @@ class Agent:
         # First what others changed since: what was cut or replaced must not be called in force.
         self._parts.enforcer.backend.turn(sample.at)
         applied = self._parts.enforcer.enforce(shares, totals, layout.present)
+        unasked = self._parts.enforcer.observed(attribution, applied)
         if self._parts.preempting is not None:
             self._parts.preempting.turn(sample, attribution, shares, applied, tflops)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
-        self._scene = _Scene(sample, attribution, workers, (wanted, room_of), granted, shares, applied)
+        self._scene = _Scene(sample, attribution, workers, (wanted, room_of), granted, shares, applied, unasked)
         self._note_generations(layout, applied)
 
     def _count(self, attempts: tuple[Applied, ...], seconds: float) -> None:

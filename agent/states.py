@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from agent.enforce.backend import Applied
-from agent.enforce.transition import Enforcer
 from agent.govern import Share, WorkerId, id_of
 from agent.gpus import GpuTable
 from agent.report import WorkerKey
@@ -19,10 +18,10 @@ def worker_states(
     shares: Sequence[Share],
     applied: Mapping[WorkerKey, Applied],
     attribution: Attribution,
-    enforcer: Enforcer,
+    unasked: Mapping[WorkerKey, Applied],
     bypasses: Mapping[WorkerKey, str],
 ) -> tuple[WorkerStatus, ...]:
-    """Return all workers with a share or a use, in the order of their identities.
+    """Return all workers with a share or a use, in the order of their identities; `unasked` are those without a share.
 
     A quota that its worker bypasses is in force all the same; that it is bypassed is said where nothing else is.
     """
@@ -40,8 +39,8 @@ def worker_states(
     for use in attribution.uses:
         name = id_of(use.worker)
         if (*name, use.uuid) not in applied:
-            observed = enforcer.backend.observe(use.worker, use.uuid)
-            state = DeviceStatus(use.uuid, False, enforcer.capabilities.vram, observed, None, _NO_QUOTA)
+            seen = unasked[*name, use.uuid]
+            state = DeviceStatus(use.uuid, False, seen.effect, seen.observed, None, _NO_QUOTA)
             workers.setdefault(name, use.worker)
             devices.setdefault(name, []).append(state)
     return tuple(

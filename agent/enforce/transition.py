@@ -17,6 +17,7 @@ from agent.divide import FIRST_IN_LINE
 from agent.enforce.backend import Applied, Backend
 from agent.govern import Share, WorkerId
 from agent.report import WorkerKey
+from agent.samples import Attribution
 from autoscaler.contract.keys import EFFECTIVE_NOW
 from autoscaler.contract.quota import DeviceQuota, Observed
 
@@ -67,7 +68,7 @@ class Enforcer:
 
         A device without a total gives no data: it is left as it is, with that reason. What is in force as asked is not
         applied again. A backend's failure is the reason of its own place only. Limits of a worker that is no longer
-        present, or that lost its share, are released.
+        present are released; one that runs on without a share keeps what is in force, and it counts.
         """
         keyed = {(share.worker.pod_uid, share.worker.container, share.effective.uuid): share for share in shares}
         self._release_others(keyed, present)
@@ -79,6 +80,14 @@ class Enforcer:
                 applied = results[key] = self._apply(key, keyed[key], vram_total_bytes[key[2]], books)
                 books.note(key, applied)
         return {key: applied for key, applied in results.items() if applied is not None}
+
+    def observed(self, attribution: Attribution, applied: Collection[WorkerKey]) -> dict[WorkerKey, Applied]:
+        """Return what holds of those who use a device without a share of it; who asks for it later disturbs nobody."""
+        return {
+            key: Applied(self.capabilities.vram, self.backend.observe(use.worker, use.uuid))
+            for use in attribution.uses
+            if (key := (use.worker.pod_uid, use.worker.container, use.uuid)) not in applied
+        }
 
     def _standing(self, key: WorkerKey, share: Share, vram_total_bytes: Mapping[str, int]) -> Applied | None:
         """Return what holds already, None when the share has to be applied."""
@@ -115,7 +124,7 @@ class Enforcer:
 
     def _release_others(self, keyed: Mapping[WorkerKey, Share], present: Collection[WorkerId]) -> None:
         others = (self.backend.in_force().keys() | self._held.keys()) - keyed.keys()
-        for key in sorted(key for key in others if key in self._held or key[:2] not in present):
+        for key in sorted(key for key in others if key[:2] not in present):
             try:
                 self.backend.release(key)
             except OSError as error:

@@ -128,6 +128,15 @@ def test_a_device_without_data_is_left_as_it_is():
     assert backend.in_force() == {("a", "main", GPU): 10}
 
 
+def test_a_worker_that_runs_on_without_a_share_keeps_its_limit_and_it_counts():
+    backend = Audited()
+    enforcer = Enforcer(backend)
+    enforce(enforcer, share("a", 70), share("b", 30))
+    results = enforcer.enforce([share("b", 80)], {GPU: TOTAL}, {("a", "main"), ("b", "main")})
+    assert backend.in_force() == {("a", "main", GPU): 70, ("b", "main", GPU): 30}
+    assert results["b", "main", GPU].reason.startswith("VRAMHeld")
+
+
 def test_limits_of_a_vanished_worker_are_released_before_others_grow():
     backend = Audited()
     enforcer = Enforcer(backend)
