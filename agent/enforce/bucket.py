@@ -20,6 +20,7 @@ from agent.enforce.tfshm_layout import (
     POD_MEMORY_USED,
     REFILL_RATE,
     TOKENS,
+    UNLIMITED_BYTES,
     UP_LIMIT,
     Slot,
 )
@@ -75,6 +76,14 @@ class Bucket:
     def vram_limit_bytes(self) -> int:
         """The VRAM limit as it stands in the file."""
         return self.slot.u64(MEM_LIMIT)
+
+    @property
+    def promised_bytes(self) -> int:
+        """The VRAM that a worker may count on: what stands in the file, or what is put back there in a moment."""
+        found, ours = self.vram_limit_bytes, self.vram_bytes
+        if ours is None:
+            return found
+        return ours if found >= UNLIMITED_BYTES else max(found, ours)
 
     def tell_use(self, vram_bytes: int) -> None:
         """Tell the limiter what the worker holds: it judges allocations by it."""

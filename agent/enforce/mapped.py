@@ -102,3 +102,8 @@ class MappedFile:
         except BufferError:  # a view is still held somewhere: the mapping ends with it
             return
         CUTS.forget(self._start)
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a tenant's text is one element of a path, and no way out of it."""
+    return bool(text) and "/" not in text and text not in {".", ".."}

@@ -20,7 +20,7 @@ from agent.enforce.actuator import Part, Surroundings, each_part
 from agent.enforce.backend import Applied, Capabilities
 from agent.enforce.bucket import Bucket
 from agent.enforce.heartbeat import Ownership
-from agent.enforce.mapped import LayoutError, MappedFile
+from agent.enforce.mapped import LayoutError, MappedFile, is_name
 from agent.enforce.tfshm_layout import (
     DEVICE_COUNT,
     DISCRIMINANT,
@@ -29,10 +29,10 @@ from agent.enforce.tfshm_layout import (
     MEM_LIMIT,
     UNLIMITED_BYTES,
     VERSION_2,
-    Slot,
     add_slot,
     create_state,
     open_state,
+    slots_named,
     slots_of,
 )
 from agent.govern import id_of
@@ -121,7 +121,7 @@ class TfshmActuator:
         """
         with self._lock:
             found = {
-                (*id_of(file.worker), uuid): _promised(bucket)
+                (*id_of(file.worker), uuid): bucket.promised_bytes
                 for file in self._files.values()
                 for uuid, bucket in file.buckets.items()
             }
@@ -231,7 +231,7 @@ class TfshmActuator:
     def _adopt(self, worker: Worker, uuid: str) -> str:
         """Take the worker's slot on a device into keeping; return why it can't be."""
         path = self._path(worker)
-        if not (_is_name(worker.namespace) and _is_name(worker.pod)):
+        if not (is_name(worker.namespace) and is_name(worker.pod)):
             return f"{worker.namespace}/{worker.pod} is no pod's name"
         try:
             file: _File | str | None = self._files.get(path)
@@ -251,7 +251,9 @@ class TfshmActuator:
             self._make(path, {*worker.devices, uuid})
         mapped = open_state(path)
         stranger = self._ownership.stranger(path, mapped.u64(HEARTBEAT).value)
-        held = {(*id_of(worker), uuid): slot.u64(MEM_LIMIT) for uuid, slot in _slots_of(mapped, worker).items()}
+        held = {
+            (*id_of(worker), uuid): slot.u64(MEM_LIMIT) for uuid, slot in slots_named(mapped, worker.devices).items()
+        }
         if stranger:
             mapped.close()
             self._others |= held
@@ -301,21 +303,3 @@ class TfshmActuator:
     def _keep_on(self) -> None:
         while not self._stop.wait(REFILL_SECONDS):
             self.keep()
-
-
-def _slots_of(mapped: MappedFile, worker: Worker) -> dict[str, Slot]:
-    """Return the slots of a file by UUID as the worker's own list has it, else as the file has it."""
-    named = {uuid.lower(): uuid for uuid in worker.devices}
-    return {named.get(uuid, slot.uuid): slot for uuid, slot in slots_of(mapped).items()}
-
-
-def _promised(bucket: Bucket) -> int:
-    """Return the VRAM that a worker may count on: what stands in the file, or what is put back there in a moment."""
-    found, ours = bucket.vram_limit_bytes, bucket.vram_bytes
-    if ours is None:
-        return found
-    return ours if found >= UNLIMITED_BYTES else max(found, ours)
-
-
-def _is_name(text: str) -> bool:
-    return bool(text) and "/" not in text and text not in {".", ".."}

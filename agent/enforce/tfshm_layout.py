@@ -8,7 +8,7 @@ the epoch, tokens; `up_limit` is percent of the device. A slot's place is the de
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -116,6 +116,12 @@ def slots_of(file: MappedFile) -> dict[str, Slot]:
         if slot.u32(IS_ACTIVE) and slot.uuid:
             found.setdefault(slot.uuid.lower(), slot)
     return found
+
+
+def slots_named(file: MappedFile, uuids: Iterable[str]) -> dict[str, Slot]:
+    """Return the active slots by UUID as it is written in `uuids`, else as the file has it."""
+    named = {uuid.lower(): uuid for uuid in uuids}
+    return {named.get(uuid, slot.uuid): slot for uuid, slot in slots_of(file).items()}
 
 
 def add_slot(file: MappedFile, index: int, uuid: str) -> Slot | None:
