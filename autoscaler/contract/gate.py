@@ -2,7 +2,7 @@
 
 Peaks of VRAM almost never start from idle, so the ceiling is in force only while a worker is active and for a while
 after; between, memory just sits there as cache and the effective limit falls to the guarantee. Both programs need the
-rule: the node is where it belongs, on every sample (no agent runs it yet); a replay runs it to know what both would do.
+rule: the node runs it on every sample of a device that is short of memory; a replay runs it to know what both would do.
 """
 
 from __future__ import annotations
