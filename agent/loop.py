@@ -218,8 +218,9 @@ class Agent:
         started = self._timer()
         # First what others changed since: what was cut or replaced must not be called in force.
         self._parts.enforcer.backend.turn(sample.at)
+        # Then those without a share: what they hold from before has to be known before anybody grows.
+        unasked = self._parts.enforcer.observed(attribution, layout.places)
         applied = self._parts.enforcer.enforce(shares, totals, layout.present)
-        unasked = self._parts.enforcer.observed(attribution, applied)
         if self._parts.preempting is not None:
             self._parts.preempting.turn(sample, attribution, shares, applied, tflops)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
