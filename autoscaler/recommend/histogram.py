@@ -26,9 +26,12 @@ class Buckets:
 
     def index(self, values: Floats) -> Ints:
         """Return the bucket of each value (any shape; NaN gives 0, weigh it with 0)."""
-        inside = np.fmin(np.fmax(values, self.first / self.growth), self.first * self.growth**self.count)
+        # well inside of the outermost buckets, so that no rounding leads past them
+        inside = np.minimum(
+            np.fmax(values, self.first * self.growth**-0.5), self.first * self.growth ** (self.count - 1.5)
+        )
         position = np.floor(np.log(inside / self.first) / math.log(self.growth)) + 1
-        bucket: Ints = np.minimum(np.maximum(position, 0.0), self.count - 1.0).astype(np.int64)
+        bucket: Ints = position.astype(np.int64)
         return bucket
 
     def edges(self) -> Floats:

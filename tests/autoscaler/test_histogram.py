@@ -87,3 +87,13 @@ def test_many_rows_and_levels_give_what_each_row_and_level_gives_alone():
         alone = [quantile(weights[row : row + 1], level[row]) for row in range(rows)]
         np.testing.assert_equal(together, alone)
         assert np.array_equal(np.isnan(together), np.isnan(level))
+
+
+def test_what_lies_beyond_the_outermost_buckets_is_counted_in_them():
+    for buckets in (COMPUTE_BUCKETS, VRAM_BUCKETS):
+        first, beyond = buckets.first, buckets.first * buckets.growth**buckets.count
+        below = np.array([-np.inf, -1.0, 0.0, 1e-12, 0.999 * first, np.nan])
+        above = np.array([beyond / buckets.growth**1.5, beyond, 1e300, np.inf])
+        assert buckets.index(below).tolist() == [0] * len(below)
+        assert buckets.index(above).tolist() == [buckets.count - 1] * len(above)
+        assert buckets.index(np.array([1.001 * first])).tolist() == [1]
