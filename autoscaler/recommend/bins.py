@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -86,7 +87,16 @@ def _laid(values: Floats32 | Bools, order: Ints | None, fill: float) -> Floats:
 
 def blocks(bins: Bins, seconds: float) -> list[tuple[int, slice, bool]]:
     """Return the blocks of the clock that the bins lie in: number, bins, and whether its first bin begins in it."""
-    starts = (bins.ends - bins.step).tolist()
-    numbers = [math.floor(start / seconds) for start in starts]
+    step = bins.step
+    starts = [end - step for end in bins.ends.tolist()]
+    return [(number, columns, starts[columns.start] % seconds < step) for number, columns in runs(starts, seconds)]
+
+
+def runs(times: Sequence[float], seconds: float) -> list[tuple[int, slice]]:
+    """Return the number of each block of the clock that these rising moments lie in, and which of them do."""
+    first = math.floor(times[0] / seconds)
+    if first == math.floor(times[-1] / seconds):
+        return [(first, slice(0, len(times)))]
+    numbers = [math.floor(time / seconds) for time in times]
     cuts = [0, *(place for place in range(1, len(numbers)) if numbers[place] != numbers[place - 1]), len(numbers)]
-    return [(numbers[first], slice(first, stop), starts[first] % seconds < bins.step) for first, stop in pairwise(cuts)]
+    return [(numbers[start], slice(start, stop)) for start, stop in pairwise(cuts)]

@@ -5,16 +5,17 @@ Memory of its own, with rows only for workloads that asked for a forecast, so th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from itertools import pairwise
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from autoscaler.model.fleet import Fleet
+from autoscaler.model.knobs import Knobs
 from autoscaler.model.rows import Column, Rows
 from autoscaler.model.usage import Floats, Ints
+from autoscaler.recommend.bins import runs
 from autoscaler.recommend.features import BIN_SECONDS, NEEDED_BINS, PER_DAY
 
 WIDTH: Final = NEEDED_BINS + PER_DAY
@@ -58,7 +59,15 @@ def new_series() -> Rows:
 
 def forecast_rows(fleet: Fleet) -> Ints:
     """Return the fleet's rows that asked for a forecast."""
-    return np.flatnonzero(fleet.knobs.forecast > 0)
+    return _asking(fleet.knobs)
+
+
+@lru_cache(maxsize=4)
+def _asking(knobs: Knobs) -> Ints:
+    """Remember them: knobs stay the same from pass to pass."""
+    rows = np.flatnonzero(knobs.forecast > 0)
+    rows.flags.writeable = False
+    return rows
 
 
 def align(series: Rows, fleet: Fleet, rows: Ints) -> None:
@@ -71,32 +80,32 @@ def align(series: Rows, fleet: Fleet, rows: Ints) -> None:
 
 def parts(samples: Samples) -> list[tuple[int, slice, bool]]:
     """Cut a window at the borders of bins: number of the bin, its samples, and whether they complete it."""
-    middles, after = (samples.ends - samples.step / 2).tolist(), (samples.ends + samples.step / 2).tolist()
-    numbers = [math.floor(middle / BIN_SECONDS) for middle in middles]
-    cuts = [0, *(place for place in range(1, len(numbers)) if numbers[place] != numbers[place - 1]), len(numbers)]
+    half, ends = samples.step / 2, samples.ends.tolist()
     return [
-        (numbers[start], slice(start, stop), after[stop - 1] >= (numbers[start] + 1) * BIN_SECONDS)
-        for start, stop in pairwise(cuts)
+        (number, columns, ends[columns.stop - 1] + half >= (number + 1) * BIN_SECONDS)
+        for number, columns in runs([end - half for end in ends], BIN_SECONDS)
     ]
 
 
 def add(series: Rows, values: Floats) -> None:
     """Add samples (W, T) to the open bin."""
-    known = ~np.isnan(values)
-    filled = values if known.all() else np.where(known, values, 0.0)
-    gathered = series["open"]
-    gathered[:, 0] = np.maximum(gathered[:, 0], filled.max(axis=1))
-    gathered[:, 1] += filled.sum(axis=1)
-    gathered[:, 2] += known.sum(axis=1)
+    gathered, count, total = series["open"], values.shape[1], np.add.reduce(values, axis=1)
+    if np.isnan(total).any():
+        known = ~np.isnan(values)
+        values = np.where(known, values, 0.0)
+        count, total = np.add.reduce(known, axis=1), np.add.reduce(values, axis=1)
+    gathered[:, 0] = np.maximum(gathered[:, 0], np.maximum.reduce(values, axis=1))
+    gathered[:, 1] += total
+    gathered[:, 2] += count
 
 
 def close(series: Rows, number: int) -> None:
     """Complete the open bin `number`; bins between it and the one before stay unknown."""
     column = _make_room(series, number)
     gathered = series["open"]
-    count = gathered[:, 2]
+    count = np.where(gathered[:, 2] > 0, gathered[:, 2], np.nan)
     series.weights("peaks")[:, column] = np.where(count > 0, gathered[:, 0], np.nan)
-    series.weights("means")[:, column] = np.where(count > 0, gathered[:, 1] / np.maximum(count, 1), np.nan)
+    series.weights("means")[:, column] = gathered[:, 1] / count
     gathered[:] = 0.0
     if number > series.marks.get(NEWEST, number) + 1:
         series.weights("pending")[:] = np.nan  # what came true meanwhile was not seen
