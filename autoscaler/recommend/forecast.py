@@ -20,6 +20,7 @@ from autoscaler.model.defaults import DAY
 from autoscaler.model.fleet import Fleet
 from autoscaler.model.forecast import QUANTILES, ForecastModel, Heads
 from autoscaler.model.forecast_knobs import FORECAST_CODE
+from autoscaler.model.knobs import Knobs
 from autoscaler.model.resources import Resource
 from autoscaler.model.rows import Rows
 from autoscaler.model.usage import Bools, Floats, Ints
@@ -37,6 +38,9 @@ ROWS_AT_ONCE: Final = 256
 """Rows whose bins stay in a processor's cache."""
 LEVELS: Final = np.array(QUANTILES)
 BELOW: Final = LEVELS - 1
+PLAIN: Final = slice(1, 1 + len(QUANTILES))
+SEASON: Final = slice(1 + len(QUANTILES), None)
+"""Places of both heads' quantiles behind the scale in what is pending."""
 SCORES: Final = tuple(NormalDist().inv_cdf(level) for level in QUANTILES)
 QUANTILE_NAMES: Final = tuple(f"forecast_q{level * 100:.0f}" for level in QUANTILES)
 
@@ -183,15 +187,14 @@ def _score(series: Rows, places: slice | Ints, number: int, horizon: int) -> Non
     """Hold the forecast of `horizon` bins ago against what came."""
     made = series.weights("pending")[places, (number - horizon) % MAX_HORIZON].astype(np.float64)
     scored = ~np.isnan(made[:, 6])
-    if not scored.any():
+    if not np.logical_or.reduce(scored):
         return
     end = number - int(series.marks[past.FIRST]) + 1
-    came = series.weights("peaks")[places, end - horizon : end].astype(np.float64)
-    known = ~np.isnan(came)
-    scored &= 2 * known.sum(axis=1) >= horizon
-    truth = relative(np.where(known, came, 0.0).max(axis=1), made[:, 0])
+    came = series.weights("peaks")[places, end - horizon : end]
+    scored &= 2 * np.add.reduce(came == came, axis=1) >= horizon  # noqa: PLR0124  quicker than isnan, and the same
+    truth = relative(np.fmax.reduce(came, axis=1).astype(np.float64), made[:, 0])
     error = truth[:, None, None] - made[:, 1:].reshape(-1, 2, len(QUANTILES))
-    loss = np.maximum(LEVELS * error, BELOW * error).sum(axis=2) / len(QUANTILES)
+    loss = np.add.reduce(np.maximum(LEVELS * error, BELOW * error), axis=2) / len(QUANTILES)
     losses = series["losses"]
     before = losses[places]
     after = np.where(np.isnan(before), loss, before + LOSS_ALPHA * (loss - before))
@@ -204,26 +207,36 @@ def _forecast(series: Rows, rows: tuple[slice | Ints, slice | Ints], fleet: Flee
     newest_bin = int(series.marks[NEWEST])
     end = newest_bin - int(series.marks[past.FIRST]) + 1
     bins = Bins(series.weights("peaks")[places], series.weights("means")[places], end)
-    days = np.minimum(fleet.knobs.forecast_history[of_fleet] // DAY, SEASON_DAYS).astype(np.int64)
-    seen = features(bins, fleet.original[of_fleet, Field.COMPUTE_REQUEST], horizon, days)
-    ready = (seen.known >= LEAST_BINS)[:, None]
-    plain = np.where(ready, head_quantiles(seen.plain, heads.plain), np.nan)
-    season = np.full(plain.shape, np.nan)
-    if not np.isnan(seen.season[:, 0]).all():
-        both = head_quantiles(np.concatenate([seen.plain, seen.season], axis=1), heads.season)
-        naive = fleet.knobs.forecast[of_fleet] == FORECAST_CODE["seasonal-naive"]
-        season = np.where(naive[:, None], seen.season[:, :1], np.where(ready, both, np.nan))
-    series["scale"][places] = seen.scale
+    days, naive = _asked(fleet.knobs)
+    seen = features(bins, fleet.original[of_fleet, Field.COMPUTE_REQUEST], horizon, days[of_fleet])
+    made = np.full((len(seen.scale), 1 + 2 * len(QUANTILES)), np.nan)
+    scale, plain, season = made[:, 0], made[:, PLAIN], made[:, SEASON]
+    scale[:], plain[:] = seen.scale, head_quantiles(seen.plain, heads.plain)
+    if not np.logical_and.reduce(np.isnan(seen.season[:, 0])):
+        season[:] = head_quantiles(np.concatenate([seen.plain, seen.season], axis=1), heads.season)
+    ready = seen.known >= LEAST_BINS
+    if not np.logical_and.reduce(ready):
+        made[~ready, 1:] = np.nan
+    if naive is not None:
+        np.copyto(season, seen.season[:, :1], where=naive[of_fleet, None])
+    series["scale"][places] = scale
     series["plain"][places] = plain
     series["season"][places] = season
-    made = np.concatenate([seen.scale[:, None], plain, season], axis=1)
     series.weights("pending")[places, newest_bin % MAX_HORIZON] = made
+
+
+@lru_cache(maxsize=4)
+def _asked(knobs: Knobs) -> tuple[Ints, Bools | None]:
+    """Return how many earlier days may be looked at (W,), and whose season is yesterday alone; None: nobody's."""
+    days = np.minimum(knobs.forecast_history // DAY, SEASON_DAYS).astype(np.int64)
+    naive = knobs.forecast == FORECAST_CODE["seasonal-naive"]
+    return days, naive if naive.any() else None
 
 
 def head_quantiles(table: Floats, weights: Floats) -> Floats:
     """Return the three quantiles (W, 3), none below the one before it."""
     # Not a matrix product: its rounding depends on the number of rows, and a fleet must get what one workload gets.
-    products = (table[:, None, :] * weights[None, :, 1:]).sum(axis=2) + weights[:, 0]
+    products = np.add.reduce(table[:, None, :] * weights[None, :, 1:], axis=2) + weights[:, 0]
     return np.maximum.accumulate(products, axis=1)
 
 
