@@ -35,6 +35,7 @@ from autoscaler.recommend.revision import revise
 from autoscaler.report.ledger import Ledger
 from autoscaler.report.metrics import ControllerMetrics
 from autoscaler.report.outbox import Outbox
+from autoscaler.report.timed import TimedEnforcement
 from autoscaler.report.writer import Passed, report
 from autoscaler.settings import Settings
 from autoscaler.state.memories import restore, store
@@ -98,7 +99,8 @@ class Controller:
             allowed = guard(fleet, wanted, self.guarded, self._limits(history_error))
         with self.metrics.pass_seconds.labels("apply").time():
             batch = self._batch(snapshot, allowed)
-            outcome = await send(batch, self.world.cluster, self.world.enforcement, dry_run=self.dry_run)
+            agents = TimedEnforcement(self.world.enforcement, self.metrics.push_seconds)
+            outcome = await send(batch, self.world.cluster, agents, dry_run=self.dry_run)
             self._note(allowed, batch, outcome)
         with self.metrics.pass_seconds.labels("report").time():
             passed = self._passed(snapshot, allowed, outcome, history_error)

@@ -169,6 +169,7 @@ async def test_a_clipped_workload_is_covered_in_three_passes_and_its_status_says
     assert status["applied"] == "1/1"
     pushed = town.agents.pushed[-1].quotas[0].devices[0]
     assert pushed.tflops_limit == town.limit("llm")
+    assert b"tensor_fusion_autoscaler_quota_push_seconds_count 0.0" not in town.controller.metrics.render()
 
 
 async def test_the_first_change_keeps_the_users_figures_and_the_template_stays_untouched(town: Town):

@@ -12,10 +12,14 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from autoscaler.contract.quota import DevicesStatus, QuotaDocument
+from autoscaler.errors import RefusedError
+from autoscaler.gateways.agents_memory import MemoryAgents
 from autoscaler.model.decision import Field
 from autoscaler.model.reasons import Cause, Verdict
 from autoscaler.report.metrics import CONTROLLER_METRICS, ControllerMetrics
 from autoscaler.report.server import Health, application, serve
+from autoscaler.report.timed import TimedEnforcement
 from tests.autoscaler.apply_cases import KEY, decision, figure
 
 LIMIT = Field.COMPUTE_LIMIT
@@ -62,6 +66,15 @@ def test_targets_and_what_is_applied_are_per_resource_and_side():
     where = {"namespace": "prod", "workload": "chat", "resource": "vram", "side": "limit"}
     assert value(metrics, "recommendation_target", **where) == 3.0
     assert value(metrics, "recommendation_applied", **where) == 4.0
+
+
+async def test_each_push_to_an_agent_is_timed_a_refused_one_too():
+    metrics, agents = ControllerMetrics(), MemoryAgents([DevicesStatus("node-a", ())])
+    timed = TimedEnforcement(agents, metrics.push_seconds)
+    await timed.push(QuotaDocument(1, 1, "node-a", ()))
+    with pytest.raises(RefusedError):
+        await timed.push(QuotaDocument(0, 1, "node-a", ()))
+    assert value(metrics, "quota_push_seconds_count") == 2
 
 
 def test_the_ratios_are_of_use_to_target_and_of_change_to_before():
