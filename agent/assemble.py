@@ -110,7 +110,6 @@ def surroundings(
         state_dir=settings.state_dir,
         cgroup_of=(lambda worker: tree.path_of(directory.cgroup_of(worker))) if directory is not None else lambda _: "",
         memory_limits=NvmlMemoryLimits() if has_driver else None,
-        proc_root=settings.proc_root,
         cgroup_root=settings.cgroup_root,
         tfshm_root=settings.tfshm_root,
         hamicore_root=settings.hamicore_root,

@@ -31,6 +31,7 @@ from agent.samples import Attribution, DeviceSample, DeviceSource, NodeSample, P
 from agent.states import device_infos, worker_states
 from agent.store import QuotaStore, StoreError
 from agent.witness import Signs, Throttled, Witness
+from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DevicesStatus, QuotaDocument, QuotaStatus, Refusal
 
 _log = structlog.get_logger(__name__)
@@ -228,11 +229,14 @@ class Agent:
         self._note_generations(layout, applied)
 
     def _count(self, attempts: tuple[Applied, ...], seconds: float) -> None:
+        backend = self._parts.enforcer.backend
+        if restored := backend.restored():
+            self._applies[backend.name, "restored", Effect.IMMEDIATE.value] = restored
         if attempts:
             self._apply_seconds.observe(seconds)
         for attempt in attempts:
             result = "applied" if attempt.in_force else "refused"
-            self._applies[self._parts.enforcer.backend.name, result, attempt.effect.value] += 1
+            self._applies[backend.name, result, attempt.effect.value] += 1
             if attempt.reason:
                 _log.warning("quota_not_in_force", reason=attempt.reason)
 

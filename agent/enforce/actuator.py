@@ -77,7 +77,6 @@ class Surroundings:
     state_dir: Path
     cgroup_of: Callable[[Worker], str] = lambda _worker: ""
     memory_limits: MemoryLimits | None = None
-    proc_root: Path = Path("/proc")
     cgroup_root: Path = Path("/sys/fs/cgroup")
     tfshm_root: Path = Path("/run/tensor-fusion/shm")
     hamicore_root: Path = Path("/usr/local/vgpu/containers")

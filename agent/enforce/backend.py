@@ -83,6 +83,10 @@ class Backend(Protocol):
         """Do what each tick asks for beside new limits: steer, put right what others changed."""
         ...
 
+    def restored(self) -> int:
+        """Return how many limits were put right, since the start, that somebody else had changed."""
+        ...
+
     def serves(self, key: WorkerKey) -> str:
         """Return the name of what holds a worker on a device."""
         ...

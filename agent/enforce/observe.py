@@ -44,6 +44,10 @@ class ObserveBackend:
     def turn(self, now: float) -> None:
         """Do nothing: nothing is steered."""
 
+    def restored(self) -> int:
+        """Return 0: nobody changes what is not there to be changed."""
+        return 0
+
     def serves(self, key: WorkerKey) -> str:  # noqa: ARG002  it is the same for all
         """Return its name."""
         return self.name

@@ -84,6 +84,10 @@ class SimulatedBackend:
     def turn(self, now: float) -> None:
         """Do nothing: simulated workers obey at once."""
 
+    def restored(self) -> int:
+        """Return 0: simulated workers leave their limits alone."""
+        return 0
+
     def serves(self, key: WorkerKey) -> str:  # noqa: ARG002  it is the same for all
         """Return its name."""
         return self.name

@@ -127,7 +127,12 @@ AGENT_SAMPLES_DROPPED = _agent(
 )
 AGENT_APPLY_SECONDS = _agent("apply_seconds", _H, "Time to put one quota document into force.")
 AGENT_APPLY = _agent(
-    "apply_total", _C, "Quotas put into force, by backend, result and effect.", "backend", "result", "effect"
+    "apply_total",
+    _C,
+    "Quotas by backend, result (applied, refused; restored: somebody else had changed it) and effect.",
+    "backend",
+    "result",
+    "effect",
 )
 AGENT_TICK_OVERRUN = _agent("tick_overrun_total", _C, "Ticks that took longer than the tick interval.")
 AGENT_CONTACT = _agent(

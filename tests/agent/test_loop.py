@@ -180,3 +180,25 @@ def test_seconds_in_which_a_backend_held_a_worker_back_are_counted(tmp_path, scr
     lines = [line for line in body.splitlines() if line.startswith("tensor_fusion_worker_throttled_seconds_total{")]
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["3.0"]
     assert 'pod="a"' in lines[0]
+
+
+class Tampered(SimulatedBackend):
+    """Had to put three limits right."""
+
+    def restored(self) -> int:
+        return 3
+
+
+def test_limits_that_were_put_right_are_told_to_prometheus(tmp_path, script):
+    live_use, gpus = LastUse(), load_gpu_table()
+    parts = Parts(script, script, Enforcer(Tampered(live_use)), live_use, QuotaStore(tmp_path), Exporter(gpus, 0), gpus)
+    agent = Agent("n1", parts)
+    for second in range(2):
+        agent.tick(float(second))
+    (line,) = [
+        line
+        for line in agent.exposition(openmetrics=False).decode().splitlines()
+        if "restored" in line and line[0] != "#"
+    ]
+    assert line.startswith("tensor_fusion_agent_apply_total{")
+    assert line.endswith(" 3.0")
