@@ -11,24 +11,24 @@ from agent.enforce.backend import Backend
 from agent.enforce.freeze import Freezer
 from agent.enforce.live import LastUse
 from agent.enforce.observe import ObserveBackend
+from agent.enforce.preempting import Preempting
 from agent.enforce.registry import chosen_backend
 from agent.enforce.simulated import SimulatedBackend
 from agent.enforce.transition import Enforcer
-from agent.exporter import Exporter
+from agent.export.exporter import Exporter
 from agent.gpus import GpuTable, load_gpu_table
-from agent.hosttree import HostTree
 from agent.kubeapi import KubeApi
 from agent.lockstep import Lockstep, RenderClock
 from agent.loop import Agent, Parts
-from agent.podfile import PodFile
-from agent.pods import PodDirectory, PodSource, QuotaPods
-from agent.podwatch import PodWatch
-from agent.preempting import Preempting
-from agent.samples import SourceError
-from agent.scenario import load_scenario
+from agent.model.samples import SourceError
+from agent.pods.directory import PodDirectory, PodSource, QuotaPods
+from agent.pods.file import PodFile
+from agent.pods.hosttree import HostTree
+from agent.pods.watch import PodWatch
+from agent.quotas.store import QuotaStore
 from agent.settings import AgentSettings
-from agent.simulate import Simulation
-from agent.store import QuotaStore
+from agent.simulate.node import Simulation
+from agent.simulate.scenario import load_scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def _wall_clock() -> float:
 
 
 def _real(settings: AgentSettings, gpus: GpuTable, pods: PodWatch | None) -> Parts:
-    from agent.nvml import NvmlSource
+    from agent.nvml.source import NvmlSource
 
     source = NvmlSource(list_processes_every_ticks=settings.process_list_ticks)
     live_use, store = LastUse(), QuotaStore(settings.state_dir)
@@ -100,7 +100,7 @@ def surroundings(
     settings: AgentSettings, live_use: LastUse, directory: PodDirectory | None = None, *, has_driver: bool = False
 ) -> Surroundings:
     """Return what actuators stand in on this node; without a directory no worker's cgroup is known."""
-    from agent.nvml_limits import NvmlMemoryLimits
+    from agent.nvml.limits import NvmlMemoryLimits
 
     tree = HostTree(settings.cgroup_root)
     return Surroundings(

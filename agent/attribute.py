@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
-from agent.samples import (
+from agent.model.samples import (
     Attribution,
     DeviceSample,
     NodeSample,
@@ -18,6 +18,8 @@ from agent.samples import (
     ProcessUse,
     Unattributed,
     Worker,
+    WorkerId,
+    WorkerKey,
     WorkerUse,
 )
 
@@ -25,22 +27,21 @@ OVERLAP: Final = 1.05
 """Workers together may exceed their device by this factor: sample periods differ by so much."""
 
 _N = TypeVar("_N", int, float)
-_WorkerId: TypeAlias = tuple[str, str]
-_Seen: TypeAlias = frozenset[tuple[str, str, str]]
+_Seen: TypeAlias = frozenset[WorkerKey]
 
 
 def attribute(
     sample: NodeSample,
     directory: ProcessDirectory,
     previous: Attribution | None = None,
-    placed: Collection[tuple[str, str, str]] = (),
+    placed: Collection[WorkerKey] = (),
 ) -> Attribution:
     """Return what each worker used on each healthy device, and what remains.
 
     `previous` is the last tick's attribution (which workers were seen where), `placed` the (pod_uid, container, uuid)
     that quotas name, with an empty container for the only one of a pod.
     """
-    workers = {_id(worker): worker for worker in directory.workers()}
+    workers = {worker.id: worker for worker in directory.workers()}
     before: _Seen = previous.seen if previous is not None else frozenset()
     seen = before | _resolved(placed, workers)
     active = [(device, _by_worker(device, directory)) for device in sample.devices if device.healthy]
@@ -58,8 +59,8 @@ def attribute(
     return Attribution(sample.at, tuple(uses), tuple(rest), before if kept == before else kept)
 
 
-def _by_worker(device: DeviceSample, directory: ProcessDirectory) -> dict[_WorkerId, tuple[Worker, list[ProcessUse]]]:
-    groups: dict[_WorkerId, tuple[Worker, list[ProcessUse]]] = {}
+def _by_worker(device: DeviceSample, directory: ProcessDirectory) -> dict[WorkerId, tuple[Worker, list[ProcessUse]]]:
+    groups: dict[WorkerId, tuple[Worker, list[ProcessUse]]] = {}
     for process in device.processes:
         worker = directory.worker_of(process.pid)
         if worker is None:
@@ -73,7 +74,7 @@ def _by_worker(device: DeviceSample, directory: ProcessDirectory) -> dict[_Worke
     return groups
 
 
-def _by_device(seen: _Seen, workers: Mapping[_WorkerId, Worker]) -> dict[str, list[Worker]]:
+def _by_device(seen: _Seen, workers: Mapping[WorkerId, Worker]) -> dict[str, list[Worker]]:
     """Return the known workers of each device, in a steady order."""
     placed: dict[str, list[Worker]] = {}
     for pod_uid, container, uuid in sorted(seen):
@@ -84,7 +85,7 @@ def _by_device(seen: _Seen, workers: Mapping[_WorkerId, Worker]) -> dict[str, li
 
 
 def _uses(
-    device: DeviceSample, active: Mapping[_WorkerId, tuple[Worker, list[ProcessUse]]], idle: Iterable[Worker]
+    device: DeviceSample, active: Mapping[WorkerId, tuple[Worker, list[ProcessUse]]], idle: Iterable[Worker]
 ) -> list[WorkerUse]:
     workers = [worker for worker, _ in active.values()]
     ratios = [_total([process.compute_ratio for process in processes], 1.0) for _, processes in active.values()]
@@ -103,7 +104,7 @@ def _uses(
     return uses + [WorkerUse(worker, uuid, at, resting, vram_bytes) for worker in idle]
 
 
-def _is_alone(device: DeviceSample, active: Mapping[_WorkerId, tuple[Worker, list[ProcessUse]]]) -> bool:
+def _is_alone(device: DeviceSample, active: Mapping[WorkerId, tuple[Worker, list[ProcessUse]]]) -> bool:
     """Return whether every process is one worker's, on a device (a MIG instance, say) that tells of none its use."""
     return (
         len(active) == 1
@@ -142,7 +143,7 @@ def _remainder(whole: _N | None, parts: Sequence[_N | None]) -> _N | None:
     return None if whole is None or len(known) < len(parts) else whole - min(whole, sum(known))
 
 
-def _resolved(placed: Collection[tuple[str, str, str]], workers: Mapping[_WorkerId, Worker]) -> _Seen:
+def _resolved(placed: Collection[WorkerKey], workers: Mapping[WorkerId, Worker]) -> _Seen:
     """Give the places that name no container the one known container of their pod."""
     if all(container for _, container, _ in placed):
         return frozenset(placed)
@@ -151,7 +152,3 @@ def _resolved(placed: Collection[tuple[str, str, str]], workers: Mapping[_Worker
         containers.setdefault(pod_uid, []).append(container)
     only = {pod_uid: names[0] for pod_uid, names in containers.items() if len(names) == 1}
     return frozenset((pod_uid, container or only.get(pod_uid, ""), uuid) for pod_uid, container, uuid in placed)
-
-
-def _id(worker: Worker) -> _WorkerId:
-    return (worker.pod_uid, worker.container)

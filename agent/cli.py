@@ -18,19 +18,19 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from agent import capture
-from agent.capture import Recorder
 from agent.enforce.backend import BackendError
 from agent.enforce.live import LastUse
 from agent.enforce.registry import candidates
 from agent.gpus import GpuTable, load_gpu_table
-from agent.replayed import ReplayedSource
-from agent.samples import DeviceSource, SourceError
-from agent.scenario import ScenarioError, load_scenario
+from agent.model.samples import DeviceSource, SourceError
+from agent.quotas.states import device_infos
+from agent.quotas.store import StoreError
+from agent.record import capture
+from agent.record.capture import Recorder
+from agent.record.replayed import ReplayedSource
 from agent.settings import AgentSettings
-from agent.simulate import Simulation
-from agent.states import device_infos
-from agent.store import StoreError
+from agent.simulate.node import Simulation
+from agent.simulate.scenario import ScenarioError, load_scenario
 from agent.tables import probe_tables, quota_table
 from autoscaler.contract.quota import QUOTAS_PATH, DeviceInfo, QuotaStatus
 
@@ -166,7 +166,7 @@ def record(  # noqa: PLR0913, PLR0917  each option of the command is a parameter
 def _run(settings: AgentSettings) -> None:
     from agent.assemble import assemble
     from agent.run import serve
-    from agent.server import tls_context
+    from agent.serve.server import tls_context
 
     structlog.get_logger(__name__).info("starting", **settings.model_dump(mode="json", exclude_none=True))
     tls = tls_context(settings)
@@ -224,7 +224,7 @@ def _source(simulate: Path | None, gpus: GpuTable, replay: Path | None = None) -
     if replay is not None:
         source = ReplayedSource(capture.load_capture(replay)[1])
     elif simulate is None:
-        from agent.nvml import NvmlSource
+        from agent.nvml.source import NvmlSource
 
         source = NvmlSource()
     else:

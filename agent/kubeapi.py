@@ -1,7 +1,7 @@
 """The agent's few requests to the Kubernetes API, on plain aiohttp: a typed client would double the agent's memory.
 
 The token is read anew for each request, as the kubelet renews the file. Neighbours: `access` asks who a caller is,
-`podwatch` which pods run here.
+`pods` which pods run here.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import threading
 import msgspec
 
 from agent.loop import Agent
-from agent.simulate import Simulation, Truth
+from agent.simulate.node import Simulation, Truth
 
 
 class Advanced(msgspec.Struct, frozen=True):

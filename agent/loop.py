@@ -15,22 +15,22 @@ from dataclasses import asdict, dataclass
 import structlog
 
 from agent.attribute import attribute
-from agent.audit import changes
-from agent.enforce.backend import Applied
 from agent.enforce.live import LastUse
+from agent.enforce.preempting import Preempting
 from agent.enforce.transition import Enforcer
-from agent.exporter import Exporter
-from agent.govern import Claim, Layout, Room, Share, claims, govern, id_of, lay_out, rooms
+from agent.evidence.witness import Signs, Throttled, Witness
+from agent.export.exporter import Exporter
+from agent.govern.lending import Lending
+from agent.govern.pool import Claim, Layout, Room, Share, claims, govern, lay_out, rooms
 from agent.gpus import GpuTable
-from agent.lending import Lending
-from agent.ooms import Exit
-from agent.preempting import Preempting
-from agent.quotas import Capacity, Denial, check_document, refuse
-from agent.report import AgentStats, DurationRecorder, SourceStats, TickReport, WorkerKey
-from agent.samples import Attribution, DeviceSample, DeviceSource, NodeSample, ProcessDirectory, Worker
-from agent.states import device_infos, worker_states
-from agent.store import QuotaStore, StoreError
-from agent.witness import Signs, Throttled, Witness
+from agent.model.applied import Applied
+from agent.model.exits import Exit
+from agent.model.report import AgentStats, DurationRecorder, SourceStats, TickReport
+from agent.model.samples import Attribution, DeviceSample, DeviceSource, NodeSample, ProcessDirectory, Worker, WorkerKey
+from agent.quotas.audit import changes
+from agent.quotas.check import Capacity, Denial, check_document, refuse
+from agent.quotas.states import device_infos, worker_states
+from agent.quotas.store import QuotaStore, StoreError
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DevicesStatus, QuotaDocument, QuotaStatus, Refusal
 
@@ -196,7 +196,7 @@ class Agent:
         return self._parts.store.document
 
     def _placed(self, workers: tuple[Worker, ...]) -> set[WorkerKey]:
-        placed = {(*id_of(worker), uuid) for worker in workers for uuid in worker.devices}
+        placed = {(*worker.id, uuid) for worker in workers for uuid in worker.devices}
         if self._document is not None:
             for entry in self._document.quotas:
                 placed.update((entry.pod_uid, entry.container, quota.uuid) for quota in entry.devices)

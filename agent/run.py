@@ -14,13 +14,13 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from agent.access import TokenAccess
 from agent.assemble import Assembled
-from agent.doors import HANDSHAKE_SECONDS, watch
 from agent.kubeapi import KubeApi
 from agent.loop import Agent
-from agent.samples import SourceError
-from agent.server import AgentApi, certificate_times, load_certificates
+from agent.model.samples import SourceError
+from agent.serve.access import TokenAccess
+from agent.serve.doors import HANDSHAKE_SECONDS, watch
+from agent.serve.server import AgentApi, certificate_times, load_certificates
 from agent.settings import AgentSettings
 
 _log = structlog.get_logger(__name__)

@@ -12,44 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
-from agent.enforce.backend import Applied, Capabilities, LiveUse
-from agent.report import WorkerKey
-from agent.samples import Worker
+from agent.enforce.backend import Capabilities, LiveUse
+from agent.model.applied import Applied
+from agent.model.limits import LimitError, MemoryLimits
+from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
-
-
-class LimitError(OSError):
-    """A limit can't be set as asked; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class CgroupLimits:
-    """A cgroup's limits and use on one device, in bytes; `hard_bytes` None: no limit."""
-
-    soft_bytes: int
-    hard_bytes: int | None
-    used_bytes: int
-
-
-class MemoryLimits(Protocol):
-    """The driver's memory limits by cgroup and device; `cgroup` is the full path of its directory."""
-
-    def read(self, uuid: str, cgroup: Path) -> CgroupLimits:
-        """Return what is in force.
-
-        Raises:
-            LimitError: there are none here, or not for this cgroup.
-        """
-        ...
-
-    def write(self, uuid: str, cgroup: Path, soft_bytes: int, hard_bytes: int | None) -> None:
-        """Set both limits.
-
-        Raises:
-            LimitError: the driver refused.
-        """
-        ...
 
 
 class Part(StrEnum):

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
-
-from agent.report import WorkerKey
-from agent.samples import Worker
-from autoscaler.contract.keys import EFFECTIVE_NOW, Effect
+from agent.model.applied import Applied
+from agent.model.samples import Worker, WorkerKey
+from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
 LiveUse = Callable[[Worker, str], Observed]
@@ -32,19 +30,6 @@ class Capabilities:
     compute: Effect
     vram: Effect
     reason: str = ""
-
-
-class Applied(msgspec.Struct, frozen=True, gc=False):
-    """What became of one quota on one device; a reason means that it is not in force as asked, with the numbers."""
-
-    effect: Effect
-    observed: Observed
-    reason: str = ""
-
-    @property
-    def in_force(self) -> bool:
-        """Whether the running worker is held to what was asked."""
-        return not self.reason and self.effect in EFFECTIVE_NOW
 
 
 class Backend(Protocol):

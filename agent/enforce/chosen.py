@@ -13,10 +13,9 @@ from typing import Final
 import structlog
 
 from agent.enforce.actuator import BOTH, SLOWEST_LAST, Actuator, Part, TellsThrottling
-from agent.enforce.backend import Applied, Capabilities, LiveUse
-from agent.govern import id_of
-from agent.report import WorkerKey
-from agent.samples import Worker
+from agent.enforce.backend import Capabilities, LiveUse
+from agent.model.applied import Applied
+from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
@@ -136,7 +135,7 @@ class ChosenBackend:
 
         `is_asked`: a limit is to be set, which is worth a look at once.
         """
-        key = (*id_of(worker), uuid)
+        key = (*worker.id, uuid)
         chosen = self._choices.setdefault(key, {})
         if chosen and not is_asked and self._turns - self._looked[key] < LOOK_TURNS:
             return chosen

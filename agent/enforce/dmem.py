@@ -15,11 +15,11 @@ from typing import Final
 import msgspec
 import structlog
 
-from agent.enforce.actuator import CgroupLimits, LimitError, Part, Surroundings
-from agent.enforce.backend import Applied, Capabilities
-from agent.govern import id_of
-from agent.report import WorkerKey
-from agent.samples import Worker
+from agent.enforce.actuator import Part, Surroundings
+from agent.enforce.backend import Capabilities
+from agent.model.applied import Applied
+from agent.model.limits import CgroupLimits, LimitError
+from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
@@ -90,13 +90,13 @@ class DmemActuator:
 
     def observe(self, worker: Worker, uuid: str) -> Observed:
         """Return the hard limit as it was read last."""
-        seen = self._seen.get((*id_of(worker), uuid))
+        seen = self._seen.get((*worker.id, uuid))
         return Observed() if seen is None else Observed(vram_limit_bytes=seen.limits.hard_bytes)
 
     def apply(self, worker: Worker, quota: DeviceQuota, parts: frozenset[Part]) -> Applied:
         """Set soft to the request and hard to the limit; the kernel judges the next allocation by them."""
         assert parts == {Part.VRAM}, parts
-        key = (*id_of(worker), quota.uuid)
+        key = (*worker.id, quota.uuid)
         try:
             seen = self._look(worker, quota.uuid)
         except LimitError as error:
@@ -148,7 +148,7 @@ class DmemActuator:
 
     def _look(self, worker: Worker, uuid: str) -> _Seen:
         """Read what is in force, once; what was set here is known from then on."""
-        key = (*id_of(worker), uuid)
+        key = (*worker.id, uuid)
         path = self._around.cgroup_of(worker)
         if self._around.memory_limits is None:
             raise LimitError("there is no NVIDIA driver here")

@@ -15,11 +15,10 @@ from typing import Final
 import structlog
 
 from agent.enforce.actuator import Part, Surroundings, each_part
-from agent.enforce.backend import Applied, Capabilities
+from agent.enforce.backend import Capabilities
 from agent.enforce.mapped import LayoutError, MappedFile
-from agent.govern import id_of
-from agent.report import WorkerKey
-from agent.samples import Worker
+from agent.model.applied import Applied
+from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
@@ -97,7 +96,7 @@ class HamicoreActuator:
 
     def observe(self, worker: Worker, uuid: str) -> Observed:
         """Return the VRAM limit in the region, and the SM limit where running processes read it."""
-        region = self._regions.get(id_of(worker))
+        region = self._regions.get(worker.id)
         index = region.indices.get(uuid.lower()) if region is not None else None
         if region is None or index is None:
             return Observed()
@@ -125,7 +124,7 @@ class HamicoreActuator:
         What a tenant wrote over a limit is put right again, so that the limit still counts.
         """
         found = {
-            (*id_of(region.worker), region.names[index]): max(
+            (*region.worker.id, region.names[index]): max(
                 region.mapped.u64(LIMIT + 8 * index).value, region.vram_bytes.get(index, 0)
             )
             for region in self._regions.values()
@@ -155,7 +154,7 @@ class HamicoreActuator:
 
     def freeze(self, worker: Worker, *, frozen: bool) -> str:
         """Make every hooked call of the worker's processes wait, or let them go on; return why that can't be."""
-        region = self._regions.get(id_of(worker))
+        region = self._regions.get(worker.id)
         if region is None:
             return "its region is not known"
         wanted = FROZEN if frozen else RUNNING
@@ -196,7 +195,7 @@ class HamicoreActuator:
             LayoutError: there is none, or it is of another version, or without the device.
             OSError: it can't be opened.
         """
-        region = self._regions.get(id_of(worker)) or self._open(worker)
+        region = self._regions.get(worker.id) or self._open(worker)
         index = region.indices.get(uuid.lower())
         if index is None:
             raise LayoutError(f"{region.mapped.path} has no device {uuid}")
@@ -218,7 +217,7 @@ class HamicoreActuator:
         count = min(mapped.u64(DEVICE_NUM).value, MAX_DEVICES)
         names = [mapped.text(UUIDS + UUID_BYTES * index, UUID_BYTES) for index in range(count)]
         region = _Region(mapped, worker, names)
-        self._regions[id_of(worker)] = region
+        self._regions[worker.id] = region
         return region
 
 

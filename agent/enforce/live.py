@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.govern import id_of
-from agent.report import WorkerKey
-from agent.samples import Attribution, NodeSample, Worker
+from agent.model.samples import Attribution, NodeSample, Worker, WorkerKey
 from autoscaler.contract.quota import Observed
 
 _UNKNOWN = Observed()
@@ -22,7 +20,7 @@ class LastUse:
 
     def __call__(self, worker: Worker, uuid: str) -> Observed:
         """Return the use without limits; nothing is known of a worker that the last tick did not see there."""
-        return self._uses.get((*id_of(worker), uuid), _UNKNOWN)
+        return self._uses.get((*worker.id, uuid), _UNKNOWN)
 
     def tflops_of(self, uuid: str) -> float | None:
         """Return the capacity of a device in FP16 TFLOPs, None where its model is not known."""

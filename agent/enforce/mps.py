@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from agent.enforce.actuator import LimitError, Part, Surroundings, each_part
-from agent.enforce.backend import Applied, Capabilities
-from agent.govern import id_of
-from agent.report import WorkerKey
-from agent.samples import Worker
+from agent.enforce.actuator import Part, Surroundings, each_part
+from agent.enforce.backend import Capabilities
+from agent.model.applied import Applied
+from agent.model.limits import LimitError
+from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
@@ -132,7 +132,7 @@ class MpsActuator:
         return done.stdout
 
     def _folder(self, worker: Worker) -> Path:
-        pod_uid, container = id_of(worker)
+        pod_uid, container = worker.id
         if "/" in pod_uid + container:
             raise OSError(f"{pod_uid}_{container} is no container's name")
         return self._around.mps_root / f"{pod_uid}_{container}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from agent.enforce.backend import Applied, Capabilities, LiveUse
-from agent.report import WorkerKey
-from agent.samples import Worker
+from agent.enforce.backend import Capabilities, LiveUse
+from agent.model.applied import Applied
+from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 

@@ -14,10 +14,9 @@ from urllib.parse import unquote
 
 import msgspec
 
-from agent.enforce.backend import Applied, BackendError, Capabilities, LiveUse
-from agent.govern import id_of
-from agent.report import WorkerKey
-from agent.samples import Worker
+from agent.enforce.backend import BackendError, Capabilities, LiveUse
+from agent.model.applied import Applied
+from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
@@ -49,7 +48,7 @@ class SimulatedBackend:
 
     def limits_of(self, worker: Worker, uuid: str) -> DeviceQuota | None:
         """Return what the worker must obey on the device; None when no limit was set."""
-        return self._limits.get((*id_of(worker), uuid))
+        return self._limits.get((*worker.id, uuid))
 
     def observe(self, worker: Worker, uuid: str) -> Observed:
         """Return the limits in force beside the live use."""
@@ -68,7 +67,7 @@ class SimulatedBackend:
             if before is None:
                 return Applied(Effect.IMMEDIATE, self.observe(worker, quota.uuid), reason)
             vram_bytes = before.vram_limit_bytes
-        self._set((*id_of(worker), quota.uuid), msgspec.structs.replace(quota, vram_limit_bytes=vram_bytes))
+        self._set((*worker.id, quota.uuid), msgspec.structs.replace(quota, vram_limit_bytes=vram_bytes))
         return Applied(Effect.IMMEDIATE, self.observe(worker, quota.uuid), reason)
 
     def in_force(self) -> Mapping[WorkerKey, int]:

@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from agent.enforce.actuator import Part, Surroundings, each_part
-from agent.enforce.backend import Applied, Capabilities
+from agent.enforce.backend import Capabilities
 from agent.enforce.bucket import Bucket
 from agent.enforce.heartbeat import Ownership
 from agent.enforce.mapped import LayoutError, MappedFile, is_name
@@ -35,9 +35,8 @@ from agent.enforce.tfshm_layout import (
     slots_named,
     slots_of,
 )
-from agent.govern import id_of
-from agent.report import WorkerKey
-from agent.samples import Worker
+from agent.model.applied import Applied
+from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
@@ -121,7 +120,7 @@ class TfshmActuator:
         """
         with self._lock:
             found = {
-                (*id_of(file.worker), uuid): bucket.promised_bytes
+                (*file.worker.id, uuid): bucket.promised_bytes
                 for file in self._files.values()
                 for uuid, bucket in file.buckets.items()
             }
@@ -133,7 +132,7 @@ class TfshmActuator:
         with self._lock:
             self._others.pop(key, None)
             for path, file in list(self._files.items()):
-                if id_of(file.worker) == key[:2]:
+                if file.worker.id == key[:2]:
                     file.buckets.pop(key[2], None)
                     if not file.buckets:
                         self._drop(path)
@@ -156,7 +155,7 @@ class TfshmActuator:
         """Return whether the compute limit held each worker back in the last tick."""
         with self._lock:
             return {
-                (*id_of(file.worker), uuid): bucket.throttled
+                (*file.worker.id, uuid): bucket.throttled
                 for file in self._files.values()
                 for uuid, bucket in file.buckets.items()
             }
@@ -226,7 +225,7 @@ class TfshmActuator:
 
     def _bucket(self, worker: Worker, uuid: str) -> Bucket | None:
         file = self._files.get(self._path(worker))
-        return None if file is None or id_of(file.worker) != id_of(worker) else file.buckets.get(uuid)
+        return None if file is None or file.worker.id != worker.id else file.buckets.get(uuid)
 
     def _adopt(self, worker: Worker, uuid: str) -> str:
         """Take the worker's slot on a device into keeping; return why it can't be."""
@@ -251,9 +250,7 @@ class TfshmActuator:
             self._make(path, {*worker.devices, uuid})
         mapped = open_state(path)
         stranger = self._ownership.stranger(path, mapped.u64(HEARTBEAT).value)
-        held = {
-            (*id_of(worker), uuid): slot.u64(MEM_LIMIT) for uuid, slot in slots_named(mapped, worker.devices).items()
-        }
+        held = {(*worker.id, uuid): slot.u64(MEM_LIMIT) for uuid, slot in slots_named(mapped, worker.devices).items()}
         if stranger:
             mapped.close()
             self._others |= held
@@ -273,7 +270,7 @@ class TfshmActuator:
 
     def _settle(self, file: _File, worker: Worker, uuid: str) -> str:
         """Begin to keep a device's slot of a file; return why not. A device that came later gets a slot now."""
-        if id_of(file.worker) != id_of(worker):
+        if file.worker.id != worker.id:
             return f"{file.mapped.path} serves container {file.worker.container!r} of this pod"
         if uuid not in file.buckets:
             index = self._around.index_of(uuid)

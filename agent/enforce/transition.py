@@ -13,11 +13,11 @@ from typing import Final
 
 import msgspec
 
-from agent.divide import FIRST_IN_LINE
-from agent.enforce.backend import Applied, Backend
-from agent.govern import Share, WorkerId
-from agent.report import WorkerKey
-from agent.samples import Attribution
+from agent.enforce.backend import Backend
+from agent.govern.divide import FIRST_IN_LINE
+from agent.govern.pool import Share
+from agent.model.applied import Applied
+from agent.model.samples import Attribution, WorkerId, WorkerKey
 from autoscaler.contract.keys import EFFECTIVE_NOW
 from autoscaler.contract.quota import DeviceQuota, Observed
 

@@ -26,11 +26,11 @@ from agent.enforce.registry import chosen_backend
 from agent.enforce.tfshm import TfshmActuator
 from agent.enforce.tfshm_layout import MEM_LIMIT, UNLIMITED_BYTES, Slot, open_state, slots_of
 from agent.enforce.transition import Enforcer
-from agent.exporter import Exporter
+from agent.export.exporter import Exporter
 from agent.gpus import load_gpu_table
 from agent.loop import Agent, Parts
-from agent.samples import DeviceSample, NodeSample, ProcessUse, SourceError, Worker
-from agent.store import CURRENT_NAME, QuotaStore
+from agent.model.samples import DeviceSample, NodeSample, ProcessUse, SourceError, Worker
+from agent.quotas.store import CURRENT_NAME, QuotaStore
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from agent.gpus import load_gpu_table
-from agent.scenario import Scenario, load_scenario
+from agent.simulate.scenario import Scenario, load_scenario
 
 GIB = 1 << 30
 A100 = "NVIDIA A100-SXM4-80GB"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pynvml
 
-from agent.capture import FORMAT, Header, Recorder, write_capture
-from agent.nvml import NvmlSource
+from agent.nvml.source import NvmlSource
+from agent.record.capture import FORMAT, Header, Recorder, write_capture
 from tests.agent.nvml_standin import FIRST_INSTANCE, GIB, Device, Error, Instance, NvmlStandIn, Process, Sample, State
 
 FILE = Path(__file__).parents[1] / "captures" / "standin.jsonl"

@@ -12,12 +12,12 @@ import structlog
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from agent.access import ACCESS_REVIEWS, AUDIENCE, KEPT_MOST, KEPT_SECONDS, REVIEWS, TokenAccess
 from agent.assemble import assemble
-from agent.audit import Change, changes
 from agent.kubeapi import ApiAddress, ApiError, KubeApi, in_cluster
-from agent.pace import Pace
-from agent.server import PUTS_AT_ONCE, AgentApi
+from agent.quotas.audit import Change, changes
+from agent.serve.access import ACCESS_REVIEWS, AUDIENCE, KEPT_MOST, KEPT_SECONDS, REVIEWS, TokenAccess
+from agent.serve.pace import Pace
+from agent.serve.server import PUTS_AT_ONCE, AgentApi
 from agent.settings import AgentSettings
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import QUOTAS_PATH, DeviceQuota, QuotaDocument, Refusal, WorkerQuota

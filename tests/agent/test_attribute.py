@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.attribute import attribute
-from agent.samples import DeviceSample, NodeSample, ProcessUse, Worker
+from agent.model.samples import DeviceSample, NodeSample, ProcessUse, Worker
 
 GIB = 1024**3
 A, B = (Worker(f"uid-{name}", "team", f"pod-{name}", "main", f"work-{name}") for name in "ab")

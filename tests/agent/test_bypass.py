@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.bypass import BYPASS_SECONDS, SETTLING_SECONDS, Bypass
-from agent.enforce.backend import Applied
+from agent.evidence.bypass import BYPASS_SECONDS, SETTLING_SECONDS, Bypass
+from agent.model.applied import Applied
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import Observed
 

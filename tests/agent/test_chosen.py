@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import pytest
 
 from agent.enforce.actuator import BOTH, Part
-from agent.enforce.backend import Applied, Capabilities
+from agent.enforce.backend import Capabilities
 from agent.enforce.chosen import LOOK_TURNS, ChosenBackend
-from agent.samples import Worker
+from agent.model.applied import Applied
+from agent.model.samples import Worker
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture import load_capture
+from agent.record.capture import load_capture
 from tests.agent import nvml_standin, scenes
 from tests.agent.nvml_standin import NvmlStandIn
 from tests.agent.scenes import GIB

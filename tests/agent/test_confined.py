@@ -22,9 +22,9 @@ CONFINED = """
 import sys
 from pathlib import Path
 import structlog
-from agent.cgroups import container_cgroup
+from agent.pods.cgroups import container_cgroup
 from agent.enforce.freeze import Freezer
-from agent.hosttree import HostTree
+from agent.pods.hosttree import HostTree
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 root, state, pid = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

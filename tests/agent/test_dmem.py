@@ -11,11 +11,12 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from agent.cgroups import container_cgroup
-from agent.enforce.actuator import LimitError, Part, Surroundings
+from agent.enforce.actuator import Part, Surroundings
 from agent.enforce.dmem import REPAIR_SECONDS, DmemActuator
-from agent.nvml_limits import NvmlMemoryLimits
-from agent.samples import Worker
+from agent.model.limits import LimitError
+from agent.model.samples import Worker
+from agent.nvml.limits import NvmlMemoryLimits
+from agent.pods.cgroups import container_cgroup
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 from tests.agent.nvml_standin import GIB, Device, Error, NvmlStandIn, State

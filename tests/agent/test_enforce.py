@@ -6,14 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.enforce.actuator import Surroundings
-from agent.enforce.backend import Applied, BackendError, Capabilities
+from agent.enforce.backend import BackendError, Capabilities
 from agent.enforce.observe import ObserveBackend
 from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
 from agent.enforce.registry import ACTUATORS, candidates
 from agent.enforce.simulated import SimulatedBackend
 from agent.enforce.transition import Enforcer
-from agent.govern import Claim, Room, Share, govern
-from agent.samples import Worker
+from agent.govern.pool import Claim, Room, Share, govern
+from agent.model.applied import Applied
+from agent.model.samples import Worker
 from autoscaler.contract.keys import Effect, QoS
 from autoscaler.contract.quota import DeviceQuota, Observed
 

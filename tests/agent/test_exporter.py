@@ -17,11 +17,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from agent.exporter import Exporter
-from agent.exposition import END, family_text
+from agent.export.exporter import Exporter
+from agent.export.exposition import END, family_text
 from agent.gpus import load_gpu_table
-from agent.report import AgentStats, DurationRecorder, SourceStats, TickReport
-from agent.samples import Attribution, DeviceSample, NodeSample, Unattributed, Worker, WorkerUse
+from agent.model.report import AgentStats, DurationRecorder, SourceStats, TickReport
+from agent.model.samples import Attribution, DeviceSample, NodeSample, Unattributed, Worker, WorkerUse
 from autoscaler.contract.keys import Effect, QoS
 from autoscaler.contract.metrics import (
     AGENT_METRICS,

@@ -24,8 +24,8 @@ from agent.enforce.tfshm_layout import (
     slots_of,
 )
 from agent.loop import Agent
-from agent.samples import SourceError
-from agent.store import CURRENT_NAME
+from agent.model.samples import SourceError
+from agent.quotas.store import CURRENT_NAME
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import QuotaStatus, Refusal
 from tests.agent.faulty import GIB, GPU, NEVER, Asked, Node, Steps, actuator_of, document, no_space, stopping

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agent.enforce.tfshm_layout import MEM_LIMIT, open_state, slots_of
-from agent.samples import SourceError
+from agent.model.samples import SourceError
 from autoscaler.contract.keys import QoS
 from tests.agent.faulty import GIB, GPU, TOTAL, Asked, Node, Steps, document, stopping
 

@@ -3,9 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.govern import Claim, Room, govern, lay_out, rooms
-from agent.govern import claims as claims_of
-from agent.samples import Attribution, DeviceSample, NodeSample, Worker, WorkerUse
+from agent.govern.pool import Claim, Room, govern, lay_out, rooms
+from agent.govern.pool import claims as claims_of
+from agent.model.samples import Attribution, DeviceSample, NodeSample, Worker, WorkerUse
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
 

@@ -18,9 +18,9 @@ from statistics import fmean
 
 import pytest
 
-from agent.capture import FORMAT, Header, Recorder, load_capture, write_capture
-from agent.nvml import NvmlSource
-from agent.replayed import ReplayedSource
+from agent.nvml.source import NvmlSource
+from agent.record.capture import FORMAT, Header, Recorder, load_capture, write_capture
+from agent.record.replayed import ReplayedSource
 
 MIB = 1 << 20
 HELD_BYTES = 1024 * MIB

@@ -14,7 +14,7 @@ from agent.enforce import hamicore as layout
 from agent.enforce.actuator import BOTH, Part, Surroundings
 from agent.enforce.hamicore import FROZEN, RUNNING, HamicoreActuator
 from agent.enforce.mapped import MappedFile
-from agent.samples import Worker
+from agent.model.samples import Worker
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 from tests.agent.compiled import compiled

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cgroups import container_cgroup
-from agent.hosttree import HostTree
+from agent.pods.cgroups import container_cgroup
+from agent.pods.hosttree import HostTree
 
 UID = "6a1b2c3d_0000_4000_8000_00000000000{}"
 

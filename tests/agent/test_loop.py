@@ -5,11 +5,11 @@ import pytest
 from agent.enforce.live import LastUse
 from agent.enforce.simulated import SimulatedBackend
 from agent.enforce.transition import Enforcer
-from agent.exporter import Exporter
+from agent.export.exporter import Exporter
 from agent.gpus import load_gpu_table
 from agent.loop import Agent, Parts
-from agent.samples import DeviceSample, NodeSample, ProcessUse, SourceError, Worker
-from agent.store import QuotaStore
+from agent.model.samples import DeviceSample, NodeSample, ProcessUse, SourceError, Worker
+from agent.quotas.store import QuotaStore
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, QuotaStatus, WorkerQuota
 

@@ -11,7 +11,7 @@ import pytest
 
 from agent.enforce.actuator import BOTH, Part, Surroundings
 from agent.enforce.mps import PROGRAM, MpsActuator
-from agent.samples import Worker
+from agent.model.samples import Worker
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 

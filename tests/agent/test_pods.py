@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cgroups import ContainerRef, containers_of
-from agent.podfile import PodFile
-from agent.pods import PodDirectory, QuotaPods
+from agent.pods.cgroups import ContainerRef, containers_of
+from agent.pods.directory import PodDirectory, QuotaPods
+from agent.pods.file import PodFile
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
 

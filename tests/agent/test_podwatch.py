@@ -13,10 +13,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from agent import podwatch
+from agent.evidence.ooms import Ooms
 from agent.kubeapi import ApiAddress, KubeApi
-from agent.ooms import Exit, Ooms
-from agent.podwatch import PodWatch
+from agent.model.exits import Exit
+from agent.pods import watch as podwatch
+from agent.pods.watch import PodWatch
 from autoscaler.contract import keys
 from autoscaler.contract.quota import Observed
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.enforce.freeze import Freezer
-from agent.govern import Share
-from agent.preempt import REST_SECONDS, STOP_SECONDS, Stop, Use, preempt
-from agent.samples import Worker
+from agent.govern.pool import Share
+from agent.govern.preempt import REST_SECONDS, STOP_SECONDS, Stop, Use, preempt
+from agent.model.samples import Worker
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota
 

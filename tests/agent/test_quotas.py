@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.quotas import HTTP_STATUS, Capacity, Denial, check_document
+from agent.quotas.check import HTTP_STATUS, Capacity, Denial, check_document
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
 

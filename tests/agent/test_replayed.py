@@ -10,11 +10,11 @@ import pynvml
 import pytest
 
 from agent.attribute import attribute
-from agent.capture import FORMAT, Captured, CaptureError, Recorder, load_capture
-from agent.podfile import PodFile
-from agent.pods import PodDirectory
-from agent.replayed import ReplayedSource
-from agent.samples import DeviceSample, NodeSample, SourceError
+from agent.model.samples import DeviceSample, NodeSample, SourceError
+from agent.pods.directory import PodDirectory
+from agent.pods.file import PodFile
+from agent.record.capture import FORMAT, Captured, CaptureError, Recorder, load_capture
+from agent.record.replayed import ReplayedSource
 from agent.utilization import UtilizationWindow
 from tests.agent import standin_capture
 from tests.agent.standin_capture import FILE, LATE_TICKS, LOST_TICKS, T0, TICKS, percent

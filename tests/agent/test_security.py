@@ -20,10 +20,10 @@ from aiohttp.test_utils import TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.access import TokenAccess
 from agent.assemble import assemble
-from agent.doors import LONGEST_SECONDS, MOST, bound
-from agent.server import AgentApi, tls_context
+from agent.serve.access import TokenAccess
+from agent.serve.doors import LONGEST_SECONDS, MOST, bound
+from agent.serve.server import AgentApi, tls_context
 from agent.settings import AgentSettings
 from autoscaler.contract.quota import MAX_BODY_BYTES, QUOTAS_PATH, QuotaDocument, QuotaStatus, Refusal
 from tests.agent import scenes

@@ -9,7 +9,7 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 
 from agent.assemble import assemble
-from agent.server import AgentApi
+from agent.serve.server import AgentApi
 from agent.settings import AgentSettings
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import (

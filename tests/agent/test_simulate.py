@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.characters import CHARACTERS, DAY_SECONDS, DIVISORS
 from agent.gpus import load_gpu_table
-from agent.samples import SourceError
-from agent.scenario import ScenarioError, load_scenario
-from agent.simulate import OOM_SOURCE, RESTART_SECONDS, Simulation
+from agent.model.samples import SourceError
+from agent.simulate.characters import CHARACTERS, DAY_SECONDS, DIVISORS
+from agent.simulate.node import OOM_SOURCE, RESTART_SECONDS, Simulation
+from agent.simulate.scenario import ScenarioError, load_scenario
 from autoscaler.contract.quota import DeviceQuota
 from tests.agent import scenes
 from tests.agent.scenes import A100_TFLOPS, GIB

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.store import CURRENT_NAME, PREVIOUS_NAME, QuotaStore, StoreError
+from agent.quotas.store import CURRENT_NAME, PREVIOUS_NAME, QuotaStore, StoreError
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
 
@@ -97,7 +97,7 @@ WRITER = textwrap.dedent(
     """
     import sys
     from pathlib import Path
-    from agent.store import QuotaStore
+    from agent.quotas.store import QuotaStore
     from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
     from autoscaler.contract.keys import QoS
     store, generation = QuotaStore(Path(sys.argv[1])), int(sys.argv[2])

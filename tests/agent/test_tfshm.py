@@ -20,7 +20,7 @@ from agent.enforce.heartbeat import STRANGER_SECONDS
 from agent.enforce.mapped import LayoutError
 from agent.enforce.tfshm import TfshmActuator
 from agent.enforce.tfshm_layout import Slot, create_state, open_state, slots_of
-from agent.samples import Worker
+from agent.model.samples import Worker
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 from tests.agent.compiled import compiled

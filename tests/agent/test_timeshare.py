@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.activity import Activity
-from agent.govern import Claim, Room, Share, govern, lay_out
-from agent.samples import Attribution, Worker, WorkerUse
-from agent.timeshare import Credit, Metered, accrue, share_time
+from agent.govern.activity import Activity
+from agent.govern.pool import Claim, Room, Share, govern, lay_out
+from agent.govern.timeshare import Credit, Metered, accrue, share_time
+from agent.model.samples import Attribution, Worker, WorkerUse
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
 

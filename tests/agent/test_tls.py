@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from agent.assemble import assemble
 from agent.run import renew_certificates
-from agent.server import AgentApi, tls_context
+from agent.serve.server import AgentApi, tls_context
 from agent.settings import AgentSettings
 from tests.agent import scenes
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.attribute import OVERLAP, attribute
-from agent.nvml_processes import Listed, uses_of
-from agent.samples import DeviceSample, NodeSample, Worker
+from agent.model.samples import DeviceSample, NodeSample, Worker
+from agent.nvml.processes import Listed, uses_of
 from agent.utilization import HOLD_TICKS, UtilizationSample, UtilizationWindow
 
 SECOND = 1_000_000

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from agent.scenario import load_scenario
+from agent.simulate.scenario import load_scenario
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceStatus, Observed, QuotaStatus, WorkerStatus
 from autoscaler.demo.manifests import manifests

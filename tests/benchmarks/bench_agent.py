@@ -28,10 +28,10 @@ import structlog.testing
 from agent.assemble import assemble
 from agent.attribute import attribute
 from agent.enforce.tfshm import REFILL_SECONDS
-from agent.exporter import Exporter
+from agent.export.exporter import Exporter
 from agent.loop import Agent
-from agent.report import TickReport
-from agent.samples import Attribution
+from agent.model.report import TickReport
+from agent.model.samples import Attribution
 from agent.settings import AgentSettings
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, QuotaStatus, WorkerQuota

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.access import AUDIENCE, GROUP, RESOURCE
 from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
 from agent.enforce.registry import ACTUATORS
 from agent.gpus import load_gpu_table
-from agent.scenario import load_scenario
+from agent.serve.access import AUDIENCE, GROUP, RESOURCE
 from agent.settings import AgentSettings
+from agent.simulate.scenario import load_scenario
 from autoscaler.admission.settings import WebhookSettings
 from autoscaler.cli import app
 from autoscaler.settings import Settings

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.access import AUDIENCE, TokenAccess
 from agent.kubeapi import ApiAddress, KubeApi
+from agent.serve.access import AUDIENCE, TokenAccess
 from tests.e2e.apiserver import ApiServer
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.kubeapi import ApiAddress, KubeApi
-from agent.podwatch import PodWatch
+from agent.pods.watch import PodWatch
 from autoscaler.contract import keys
 from tests.e2e.apiserver import ApiServer
 

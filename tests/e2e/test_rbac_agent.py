@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.access import AUDIENCE, TokenAccess
 from agent.kubeapi import ApiAddress, KubeApi
-from agent.podwatch import PodWatch
+from agent.pods.watch import PodWatch
+from agent.serve.access import AUDIENCE, TokenAccess
 from autoscaler.contract import keys
 from autoscaler.kube.client import KubeClient
 from tests.e2e.apiserver import ApiServer, missing_reason

@@ -1,0 +1,1 @@
+"""What a tick tells beyond its measurements: deaths of memory, bypasses, who is held back."""

@@ -1,0 +1,1 @@
+"""Exporting: a tick's figures as Prometheus sees them."""

@@ -1,0 +1,1 @@
+"""Governing: claims on a device become the limits of its workers; pure."""

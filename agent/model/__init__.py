@@ -1,0 +1,1 @@
+"""Nouns of the node, frozen between the stages."""

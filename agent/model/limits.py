@@ -1,0 +1,40 @@
+"""The Protocol of the driver's memory limits by cgroup: `nvml` speaks it, the dmem actuator uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class LimitError(OSError):
+    """A limit can't be set as asked; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLimits:
+    """A cgroup's limits and use on one device, in bytes; `hard_bytes` None: no limit."""
+
+    soft_bytes: int
+    hard_bytes: int | None
+    used_bytes: int
+
+
+class MemoryLimits(Protocol):
+    """The driver's memory limits by cgroup and device; `cgroup` is the full path of its directory."""
+
+    def read(self, uuid: str, cgroup: Path) -> CgroupLimits:
+        """Return what is in force.
+
+        Raises:
+            LimitError: there are none here, or not for this cgroup.
+        """
+        ...
+
+    def write(self, uuid: str, cgroup: Path, soft_bytes: int, hard_bytes: int | None) -> None:
+        """Set both limits.
+
+        Raises:
+            LimitError: the driver refused.
+        """
+        ...

@@ -1,0 +1,68 @@
+"""The driver's memory limits by cgroup (r615 and later), through NVML; the kernel enforces them.
+
+`nvmlDeviceSetMemoryLimits_v1` writes what becomes the cgroup's dmem.min (soft) and dmem.max (hard), and keeps the
+books of its ancestors. It needs root, a cgroup that is a container's leaf, and a kernel with the dmem controller.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pynvml
+
+from agent.model.limits import CgroupLimits, LimitError
+
+_WHY: Final = {
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "the driver is older than r615",
+    pynvml.NVML_ERROR_NOT_SUPPORTED: "the kernel has no dmem controller for this cgroup, or the device is MIG's",
+    pynvml.NVML_ERROR_NO_PERMISSION: "setting memory limits needs root",
+    pynvml.NVML_ERROR_INVALID_ARGUMENT: "soft <= hard <= device memory does not hold",
+    pynvml.NVML_ERROR_OPERATING_SYSTEM: "the kernel refused",
+}
+
+
+class NvmlMemoryLimits:
+    """Reads and writes by device UUID; NVML is initialized by the device source, or here where nobody did."""
+
+    def read(self, uuid: str, cgroup: Path) -> CgroupLimits:
+        """Return what is in force; a cgroup without a hard limit has None.
+
+        Raises:
+            LimitError: there are no such limits here, and why.
+        """
+        asked = pynvml.c_nvmlGetMemoryLimits_v1_t()
+        asked.nameSpace = str(cgroup).encode()
+        try:
+            pynvml.nvmlDeviceGetMemoryLimits_v1(_handle(uuid), asked)
+        except pynvml.NVMLError as error:
+            raise _refused(error, cgroup) from error
+        hard = None if asked.hardLimit == pynvml.NVML_DEVICE_MEMORY_LIMIT_MAX else int(asked.hardLimit)
+        return CgroupLimits(int(asked.softLimit), hard, int(asked.currentUsed))
+
+    def write(self, uuid: str, cgroup: Path, soft_bytes: int, hard_bytes: int | None) -> None:
+        """Set both limits of a cgroup.
+
+        Raises:
+            LimitError: the driver refused, and why.
+        """
+        wanted = pynvml.c_nvmlSetMemoryLimits_v1_t()
+        wanted.nameSpace = str(cgroup).encode()
+        wanted.softLimit = soft_bytes
+        wanted.hardLimit = pynvml.NVML_DEVICE_MEMORY_LIMIT_MAX if hard_bytes is None else hard_bytes
+        try:
+            pynvml.nvmlDeviceSetMemoryLimits_v1(_handle(uuid), wanted)
+        except pynvml.NVMLError as error:
+            raise _refused(error, cgroup) from error
+
+
+def _handle(uuid: str) -> object:
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid.encode())
+    except pynvml.NVMLError_Uninitialized:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid.encode())
+
+
+def _refused(error: pynvml.NVMLError, cgroup: Path) -> LimitError:
+    return LimitError(f"{cgroup}: {_WHY.get(error.value, str(error))}")

@@ -1,0 +1,121 @@
+"""Who is on a device, by NVML's process lists, and what CUDA MPS hides of it.
+
+The lists cost the driver a lock for milliseconds, so they are read less often than utilization; the one of graphics
+processes is the dearest and mostly empty, so it is read once in many lists, or when somebody computes whom the others
+do not name. MPS runs its clients' kernels in one server process, and drivers may count all of them as the server's:
+then a client's utilization is not known, which is not idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Final
+
+from agent.model.samples import ProcessUse
+from agent.nvml.calls import Asked, Calls
+
+GRAPHICS_EVERY_LISTS: Final = 10
+MPS_SERVER: Final = "nvidia-cuda-mps-server"
+MPS_HIDES: Final = "MPS: the driver counts the clients' compute as their server's, so no client's is known"
+
+_NOBODY: Final[frozenset[int]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The processes of a device by pid with their VRAM in bytes, None where the driver can't tell.
+
+    `clients` are MPS's, `servers` theirs; `shown` tells whether the driver ever gave a client a sample of its own.
+    `active` are the pids that were computing then. `graphics` only draw; `names` are those of all.
+    """
+
+    vram_by_pid: Mapping[int, int | None]
+    active: frozenset[int]
+    clients: frozenset[int] = _NOBODY
+    servers: frozenset[int] = _NOBODY
+    shown: bool = False
+    graphics: Mapping[int, int | None] | None = None
+    graphics_in_lists: int = 0
+    names: Mapping[int, str] | None = None
+
+
+def list_processes(calls: Calls, device: Asked, active: frozenset[int], before: Listed | None) -> Listed | None:
+    """Return the processes of a device, None where it can't list them; `active` are those that compute now."""
+    compute = calls.ask(device, "nvmlDeviceGetComputeRunningProcesses_v3")
+    if compute is None:
+        return None
+    known, clients = _vram(compute), _vram(calls.ask(device, "nvmlDeviceGetMPSComputeRunningProcesses_v3") or ())
+    computing = _joined(known, clients)
+    graphics, lists_left = _graphics(calls, device, before, active - computing.keys())
+    names = _names(calls, device, computing, (before.names if before is not None else None) or {})
+    servers = frozenset(pid for pid, name in names.items() if PurePath(name).name == MPS_SERVER)
+    of_mps = frozenset(clients) - servers
+    shown = bool(of_mps & active) or (before is not None and before.shown and bool(of_mps))
+    return Listed(
+        _joined(graphics or {}, computing), active, of_mps, servers, shown, graphics, lists_left, names
+    )  # fmt: skip
+
+
+def uses_of(
+    ratios: Mapping[int, float] | None, listed: Listed | None, *, is_idle: bool
+) -> tuple[tuple[ProcessUse, ...], str]:
+    """Join use and memory by process, and say what MPS hides; `is_idle`: the device itself did nothing.
+
+    One that a known list leaves out holds no memory (it has just ended). A server's compute is its only client's.
+    """
+    if listed is None:
+        return tuple(ProcessUse(pid, _ratio(ratios, pid), None) for pid in sorted(ratios or ())), ""
+    known, hidden = listed.vram_by_pid, _NOBODY
+    if ratios is not None and listed.clients and listed.servers and not listed.shown and not is_idle:
+        ratios, hidden = _told_apart(ratios, listed)
+    uses = tuple(
+        ProcessUse(pid, None if pid in hidden else _ratio(ratios, pid), known.get(pid, 0))
+        for pid in sorted({*known, *(ratios or ())})
+    )
+    return uses, MPS_HIDES if hidden else ""
+
+
+def _told_apart(ratios: Mapping[int, float], listed: Listed) -> tuple[Mapping[int, float], frozenset[int]]:
+    """Return the ratios, with a lone server's given to its only client, and the clients of which nothing is known."""
+    if len(listed.clients) > 1 or len(listed.servers) > 1:
+        return ratios, listed.clients
+    (client,), (server,) = listed.clients, listed.servers
+    moved = {pid: ratio for pid, ratio in ratios.items() if pid != server}
+    return ({**moved, client: ratios[server]} if server in ratios else moved), _NOBODY
+
+
+def _ratio(ratios: Mapping[int, float] | None, pid: int) -> float | None:
+    return None if ratios is None else ratios.get(pid, 0.0)
+
+
+def _vram(rows: Iterable[Any]) -> dict[int, int | None]:
+    return {row.pid: row.usedGpuMemory for row in rows}
+
+
+def _joined(first: Mapping[int, int | None], second: Mapping[int, int | None]) -> dict[int, int | None]:
+    """Return the processes of two lists; of one that is in both, the second's memory where it is known."""
+    pids = {*first, *second}
+    return {pid: second[pid] if second.get(pid) is not None else first.get(pid) for pid in pids}
+
+
+def _graphics(
+    calls: Calls, device: Asked, before: Listed | None, unlisted: frozenset[int]
+) -> tuple[Mapping[int, int | None] | None, int]:
+    """Return the graphics processes, as they were or read anew, and after how many lists to read them again.
+
+    `unlisted` compute, and are in no other list: they are looked for at once.
+    """
+    if before is not None and before.graphics_in_lists > 0 and not unlisted - (before.graphics or {}).keys():
+        return before.graphics, before.graphics_in_lists - 1
+    rows = calls.ask(device, "nvmlDeviceGetGraphicsRunningProcesses_v3")
+    return (None if rows is None else _vram(rows)), GRAPHICS_EVERY_LISTS - 1
+
+
+def _names(calls: Calls, device: Asked, pids: Iterable[int], known: Mapping[int, str]) -> dict[int, str]:
+    """Return the names of these processes; each is asked for once, and "" where the driver can't tell."""
+    return {
+        pid: known[pid] if pid in known else calls.tell(device, "nvmlSystemGetProcessName", pid, idle="") or ""
+        for pid in pids
+    }

@@ -1,0 +1,235 @@
+"""NVML as a device source; only `nvml*` modules import pynvml.
+
+Each device has its health apart from its data: a lost GPU is reported with the reason and probed again, the others go
+on. A GPU in MIG mode is sampled as its instances. Neighbours: `devices` measures one device, `calls` times
+and counts what is asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pynvml
+import structlog
+
+from agent.model.report import SourceStats
+from agent.model.samples import DeviceSample, DeviceSource, NodeSample, SourceError
+from agent.nvml.calls import RELOADED, Calls, LostError
+from agent.nvml.devices import Device, Tick, measure
+from agent.nvml.mig import find_instances, forget, is_divided
+from agent.utilization import UtilizationSample, UtilizationWindow
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Gpu:
+    """A GPU and its health; `parts` are its MIG instances by UUID, None while it is undivided."""
+
+    whole: Device
+    parts: dict[str, Device] | None = None
+    look_at_tick: int = 0
+    lost_reason: str = ""
+    retry_at_tick: int = 0
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """What is sampled of it: itself or its instances."""
+        return (self.whole,) if self.parts is None else tuple(self.parts.values())
+
+
+class NvmlSource(DeviceSource):
+    """Samples all GPUs of the node; one instance per process, for NVML's state is the process's."""
+
+    def __init__(
+        self,
+        list_processes_every_ticks: int = 5,
+        reprobe_every_ticks: int = 5,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Take ticks between two process lists of a device and between two probes of a lost one; `clock` in seconds."""
+        self._list_every_ticks = list_processes_every_ticks
+        self._reprobe_every_ticks = reprobe_every_ticks
+        self._calls = Calls(clock)
+        self._tick = 0
+        self._gpus: list[_Gpu] | None = None
+        self._driver_version = ""
+        self._told_twins: set[tuple[str, int]] = set()
+        self._told_notes: dict[str, str] = {}
+
+    def sample(self, now: float) -> NodeSample:
+        """Return all devices at `now` (seconds since the epoch, the clock the driver stamps samples with).
+
+        Raises:
+            SourceError: no library, no driver, no permission; the next call tries again from the start.
+        """
+        self._tick += 1
+        try:
+            return self._sample_all(now)
+        except RELOADED:
+            # The driver was reloaded under us: handles are void, so everything starts over, once.
+            self.close()
+        try:
+            return self._sample_all(now)
+        except pynvml.NVMLError as error:
+            self.close()
+            raise SourceError(f"NVML: {error}") from error
+
+    def rows(self) -> Mapping[str, tuple[UtilizationSample, ...]]:
+        """Return the last tick's utilization samples by device UUID, as the driver gave them."""
+        return {device.uuid: device.rows for gpu in self._gpus or () for device in gpu.devices}
+
+    def stats(self) -> SourceStats:
+        """Return the durations, errors and dropped samples since the start."""
+        return self._calls.stats()
+
+    def close(self) -> None:
+        """Release the driver; a later sample takes it up again."""
+        if self._gpus is None:
+            return
+        gpus, self._gpus = self._gpus, None
+        try:
+            for gpu in gpus:
+                self._forget_parts(gpu)
+            self._calls.call("nvmlShutdown")
+        except pynvml.NVMLError as error:
+            _log.debug("nvml_shutdown_failed", error=str(error))
+
+    def _sample_all(self, now: float) -> NodeSample:
+        gpus = self._gpus if self._gpus is not None else self._open()
+        tick = Tick(now, self._tick, self._list_every_ticks)
+        owners: dict[str, int] = {}
+        samples = []
+        for sample in (one for gpu in gpus for one in self._sample(gpu, tick)):
+            if sample.uuid and owners.setdefault(sample.uuid, sample.index) != sample.index:
+                samples.append(self._twin(sample, owners[sample.uuid]))
+            else:
+                samples.append(sample)
+                self._tell_note(sample)
+        return NodeSample(now, tuple(samples), self._driver_version)
+
+    def _open(self) -> list[_Gpu]:
+        try:
+            self._calls.call("nvmlInit")
+            self._gpus = []
+            self._driver_version = self._calls.call("nvmlSystemGetDriverVersion")
+            count = self._calls.call("nvmlDeviceGetCount")
+        except pynvml.NVMLError as error:
+            self.close()
+            raise SourceError(f"NVML: {error}") from error
+        self._gpus = [_Gpu(Device(index, self._window())) for index in range(count)]
+        return self._gpus
+
+    def _window(self) -> UtilizationWindow:
+        return UtilizationWindow(self._calls.dropped)
+
+    def _sample(self, gpu: _Gpu, tick: Tick) -> tuple[DeviceSample, ...]:
+        if gpu.lost_reason and self._tick < gpu.retry_at_tick:
+            return _unhealthy(gpu, tick.now)
+        try:
+            if gpu.whole.handle is None:
+                self._identify(gpu.whole)
+            self._divide(gpu)
+            samples = tuple(self._measured(gpu, tick))
+        except LostError as lost:
+            self._lose(gpu, str(lost))
+            return _unhealthy(gpu, tick.now)
+        if gpu.lost_reason:
+            _log.info("device_back", index=gpu.whole.index, uuid=gpu.whole.uuid)
+            gpu.lost_reason = ""
+        return samples
+
+    def _measured(self, gpu: _Gpu, tick: Tick) -> Iterator[DeviceSample]:
+        if gpu.parts is None:
+            yield measure(self._calls, gpu.whole, tick)
+            return
+        if not gpu.parts:
+            yield _unread(gpu.whole, tick.now, "MIG mode is on, and there is no instance")
+        for part in gpu.parts.values():
+            try:
+                yield measure(self._calls, part, tick)
+            except LostError as lost:
+                # The instance may have been removed, or the GPU with it: the next look tells.
+                gpu.look_at_tick = 0
+                yield _unread(part, tick.now, str(lost))
+
+    def _divide(self, gpu: _Gpu) -> None:
+        """Look whether the GPU is divided now, and into which instances; those that stayed go on as they were."""
+        if self._tick < gpu.look_at_tick:
+            return
+        gpu.look_at_tick = self._tick + self._list_every_ticks
+        if not is_divided(self._calls, gpu.whole):
+            self._forget_parts(gpu)
+            return
+        known, gpu.parts = gpu.parts or {}, {}
+        for found in find_instances(self._calls, gpu.whole, gpu.whole.uuid):
+            part = known.pop(found.uuid, None)
+            if part is None or part.instance is None or part.instance.gi != found.instance.gi:
+                part = Device(gpu.whole.index, self._window(), uuid=found.uuid, model=gpu.whole.model)
+                part.instance = found.instance
+            part.handle, part.instance.mates = found.handle, found.instance.mates
+            gpu.parts[found.uuid] = part
+        for gone in known.values():
+            if gone.instance is not None:
+                forget(self._calls, gone.instance)
+
+    def _forget_parts(self, gpu: _Gpu) -> None:
+        for part in (gpu.parts or {}).values():
+            if part.instance is not None:
+                forget(self._calls, part.instance)
+        gpu.parts = None
+
+    def _lose(self, gpu: _Gpu, reason: str) -> None:
+        if not gpu.lost_reason:
+            _log.warning("device_lost", index=gpu.whole.index, uuid=gpu.whole.uuid, reason=reason)
+        gpu.lost_reason = reason
+        gpu.retry_at_tick, gpu.look_at_tick = self._tick + self._reprobe_every_ticks, 0
+        for device in (gpu.whole, *gpu.devices):
+            device.handle, device.listed, device.rows = None, None, ()
+            device.missing.clear()
+            device.window = self._window()
+            if device.instance is not None:
+                forget(self._calls, device.instance)
+
+    def _identify(self, device: Device) -> None:
+        try:
+            device.handle = self._calls.call("nvmlDeviceGetHandleByIndex", device.index)
+            device.uuid = self._calls.call("nvmlDeviceGetUUID", device.handle)
+            device.model = self._calls.call("nvmlDeviceGetName", device.handle)
+        except RELOADED:
+            raise
+        except pynvml.NVMLError as error:
+            raise LostError(f"cannot be identified: {error}") from error
+
+    def _twin(self, sample: DeviceSample, owner: int) -> DeviceSample:
+        reason = f"device {sample.index} has the UUID of device {owner}, {sample.uuid}"
+        if (sample.uuid, sample.index) not in self._told_twins:
+            self._told_twins.add((sample.uuid, sample.index))
+            _log.warning("device_uuid_twice", reason=reason)
+        return DeviceSample(
+            sample.index,
+            sample.uuid,
+            sample.model,
+            sample.sampled_at,
+            sample.vram_total_bytes,
+            healthy=False,
+            reason=reason,
+        )
+
+    def _tell_note(self, sample: DeviceSample) -> None:
+        """Warn once of what a device does not tell."""
+        if sample.note and self._told_notes.get(sample.uuid) != sample.note:
+            self._told_notes[sample.uuid] = sample.note
+            _log.warning("device_tells_less", uuid=sample.uuid, index=sample.index, reason=sample.note)
+
+
+def _unhealthy(gpu: _Gpu, now: float) -> tuple[DeviceSample, ...]:
+    return tuple(_unread(device, now, gpu.lost_reason) for device in gpu.devices or (gpu.whole,))
+
+
+def _unread(device: Device, now: float, reason: str) -> DeviceSample:
+    return DeviceSample(
+        device.index, device.uuid, device.model, now, device.vram_total_bytes, healthy=False, reason=reason
+    )

@@ -1,0 +1,1 @@
+"""Who a process belongs to: pods from a file or the cluster, processes by their cgroup."""

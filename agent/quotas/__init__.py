@@ -1,0 +1,1 @@
+"""The quota document at the node: checked, stored, audited, answered."""

@@ -1,0 +1,1 @@
+"""Recording what a node showed, and playing it again."""

@@ -1,0 +1,1 @@
+"""A node without a GPU: scenarios in, samples out."""
