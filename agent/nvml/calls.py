@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import pynvml
 
 from agent.model.report import DurationRecorder, SourceStats
+from agent.nvml.arrays import Arrays
 
 CODES: Final[Mapping[int, str]] = {
     code: name.removeprefix("NVML_ERROR_").lower()
@@ -70,18 +71,19 @@ class Calls:
         self.dropped: Counter[str] = Counter()
         """Samples that were not believed, by reason."""
         self._clock = clock
+        self._arrays = Arrays().calls
         self._durations: defaultdict[str, DurationRecorder] = defaultdict(DurationRecorder)
         self._errors: Counter[tuple[str, str]] = Counter()
 
     def call(self, name: str, *args: Any) -> Any:
-        """Call pynvml; count its time, and its error unless it only says that nothing happened.
+        """Call NVML; count its time, and its error unless it only says that nothing happened.
 
         Raises:
             NVMLError: as NVML says.
         """
         started = self._clock()
         try:
-            return getattr(pynvml, name)(*args)
+            return (self._arrays.get(name) or getattr(pynvml, name))(*args)
         except pynvml.NVMLError as error:
             if error.value not in QUIET.get(name, ()):
                 self._errors[name, CODES.get(error.value, str(error.value))] += 1

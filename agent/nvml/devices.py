@@ -1,13 +1,14 @@
 """One device measured through NVML: memory, its own utilization, and that of its processes.
 
-A device is a GPU or a MIG instance; what it cannot tell is None. Neighbours: `source` keeps the devices and their health,
-`processes` lists who is on one, `nvml_mig` finds the instances of a GPU and their utilization.
+A device is a GPU or a MIG instance; what it cannot tell is None. Neighbours: `source` keeps the devices and their
+health, `processes` lists who is on one, `mig` finds the instances of a GPU and their utilization.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import starmap
 from statistics import fmean
 from typing import Any
 
@@ -120,7 +121,7 @@ def _process_ratios(calls: Calls, device: Device, now: float, *, busy: bool) -> 
     if "nvmlDeviceGetProcessUtilization" in device.missing:
         return None
     if rows is not None:
-        device.rows = tuple(UtilizationSample(r.pid, r.timeStamp, r.smUtil) for r in rows)
+        device.rows = tuple(starmap(UtilizationSample, rows))
     return device.window.take(None if rows is None else device.rows, now_us, busy=busy)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any, Final
+from itertools import repeat
+from typing import Final
 
 from agent.model.samples import ProcessUse
 from agent.nvml.calls import Asked, Calls
@@ -43,14 +43,14 @@ class Listed:
 
 def list_processes(calls: Calls, device: Asked, active: frozenset[int], before: Listed | None) -> Listed | None:
     """Return the processes of a device, None where it can't list them; `active` are those that compute now."""
-    compute = calls.ask(device, "nvmlDeviceGetComputeRunningProcesses_v3")
-    if compute is None:
+    known = calls.ask(device, "nvmlDeviceGetComputeRunningProcesses_v3")
+    if known is None:
         return None
-    known, clients = _vram(compute), _vram(calls.ask(device, "nvmlDeviceGetMPSComputeRunningProcesses_v3") or ())
+    clients = calls.ask(device, "nvmlDeviceGetMPSComputeRunningProcesses_v3") or {}
     computing = _joined(known, clients)
     graphics, lists_left = _graphics(calls, device, before, active - computing.keys())
     names = _names(calls, device, computing, (before.names if before is not None else None) or {})
-    servers = frozenset(pid for pid, name in names.items() if PurePath(name).name == MPS_SERVER)
+    servers = frozenset(pid for pid, name in names.items() if name.rpartition("/")[2] == MPS_SERVER)
     of_mps = frozenset(clients) - servers
     shown = bool(of_mps & active) or (before is not None and before.shown and bool(of_mps))
     return Listed(
@@ -65,16 +65,14 @@ def uses_of(
 
     One that a known list leaves out holds no memory (it has just ended). A server's compute is its only client's.
     """
-    if listed is None:
-        return tuple(ProcessUse(pid, _ratio(ratios, pid), None) for pid in sorted(ratios or ())), ""
-    known, hidden = listed.vram_by_pid, _NOBODY
-    if ratios is not None and listed.clients and listed.servers and not listed.shown and not is_idle:
+    known: Mapping[int, int | None] = listed.vram_by_pid if listed is not None else {}
+    hidden = _NOBODY
+    if listed and ratios is not None and listed.clients and listed.servers and not listed.shown and not is_idle:
         ratios, hidden = _told_apart(ratios, listed)
-    uses = tuple(
-        ProcessUse(pid, None if pid in hidden else _ratio(ratios, pid), known.get(pid, 0))
-        for pid in sorted({*known, *(ratios or ())})
-    )
-    return uses, MPS_HIDES if hidden else ""
+    pids = sorted({*known, *(ratios or ())})
+    compute = [None if ratios is None or pid in hidden else ratios.get(pid, 0.0) for pid in pids]
+    vram = map(known.get, pids, repeat(0)) if listed is not None else repeat(None)
+    return tuple(map(ProcessUse, pids, compute, vram)), MPS_HIDES if hidden else ""
 
 
 def _told_apart(ratios: Mapping[int, float], listed: Listed) -> tuple[Mapping[int, float], frozenset[int]]:
@@ -86,18 +84,9 @@ def _told_apart(ratios: Mapping[int, float], listed: Listed) -> tuple[Mapping[in
     return ({**moved, client: ratios[server]} if server in ratios else moved), _NOBODY
 
 
-def _ratio(ratios: Mapping[int, float] | None, pid: int) -> float | None:
-    return None if ratios is None else ratios.get(pid, 0.0)
-
-
-def _vram(rows: Iterable[Any]) -> dict[int, int | None]:
-    return {row.pid: row.usedGpuMemory for row in rows}
-
-
 def _joined(first: Mapping[int, int | None], second: Mapping[int, int | None]) -> dict[int, int | None]:
     """Return the processes of two lists; of one that is in both, the second's memory where it is known."""
-    pids = {*first, *second}
-    return {pid: second[pid] if second.get(pid) is not None else first.get(pid) for pid in pids}
+    return {**first, **{pid: used for pid, used in second.items() if used is not None or pid not in first}}
 
 
 def _graphics(
@@ -109,8 +98,7 @@ def _graphics(
     """
     if before is not None and before.graphics_in_lists > 0 and not unlisted - (before.graphics or {}).keys():
         return before.graphics, before.graphics_in_lists - 1
-    rows = calls.ask(device, "nvmlDeviceGetGraphicsRunningProcesses_v3")
-    return (None if rows is None else _vram(rows)), GRAPHICS_EVERY_LISTS - 1
+    return calls.ask(device, "nvmlDeviceGetGraphicsRunningProcesses_v3"), GRAPHICS_EVERY_LISTS - 1
 
 
 def _names(calls: Calls, device: Asked, pids: Iterable[int], known: Mapping[int, str]) -> dict[int, str]:
