@@ -1,19 +1,27 @@
 """From the driver's utilization samples to one mean ratio per process and tick: pure, one window per device.
 
 NVML gives a sample only for a process that was active in the driver's last sample period, so absence means idle, unless
-the device itself was busy: then the driver has not published yet, and the last value is held for a moment.
+the device itself was busy: then the driver has not published yet, and the last value is held for a moment. A period may
+be longer than a tick: a sample is shown for as long as it covers, so that who adds up ticks counts it once, and whole.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Final
 
 import msgspec
 
-HOLD_TICKS: Final = 2
-"""Ticks for which a process keeps its last value while the device is busy and nothing newer was published."""
+HOLD_US: Final = 2_000_000
+"""For so long a process keeps its last value while the device is busy and nothing newer was published."""
+
+LONGEST_PERIOD_US: Final = 1_000_000
+"""The longest sample period that NVML speaks of; taken for the driver's until a shorter one was seen."""
+
+SHORTEST_PERIOD_US: Final = 100_000
+"""Two samples closer than this are of one period (NVML speaks of 1/6 s at least)."""
 
 FUTURE_SLACK_US: Final = 1_000_000
 """A time stamp may be this far ahead of our own reading of the clock."""
@@ -33,7 +41,11 @@ class UtilizationWindow:
     def __init__(self, dropped: Counter[str]) -> None:
         self._last_seen_us: int | None = None
         self._ratios: dict[int, float] = {}
-        self._held_ticks = 0
+        self._period_us = LONGEST_PERIOD_US
+        self._taken_us: int | None = None
+        self._fresh_us: int | None = None
+        self._owed_us = 0
+        self._rested = True
         self._dropped = dropped
 
     def last_seen_us(self, now_us: int) -> int:
@@ -52,20 +64,38 @@ class UtilizationWindow:
 
         `samples` is None when the call failed. `busy` tells whether the device itself was busy, None if unknown.
         """
+        before_us = self._last_seen_us if self._fresh_us is not None else None
         start_us = self._last_seen_us = self.last_seen_us(now_us)
+        elapsed_us = max(0, now_us - self._taken_us) if self._taken_us is not None else LONGEST_PERIOD_US
+        self._taken_us = now_us
         fresh = [] if samples is None else self._believed(samples, now_us)
         if fresh:
-            self._ratios, self._held_ticks = _means(fresh, start_us), 0
+            self._ratios, self._fresh_us = _means(fresh, start_us), now_us
             self._last_seen_us = max(sample.at_us for sample in fresh)
-        elif (samples is None or busy) and self._held_ticks < HOLD_TICKS:
-            self._held_ticks += 1
+            # A window that begins at no sample of the driver's tells nothing of its pace.
+            published = {sample.at_us for sample in fresh} | ({start_us} if start_us == before_us else set())
+            self._period_us = min((self._period_us, *_gaps(published)))
+            self._rested = not busy
+            self._owed_us = min(self._last_seen_us - start_us, self._period_us) - elapsed_us
+        elif self._is_held(now_us, elapsed_us, None if samples is None else bool(busy)):
+            self._owed_us -= elapsed_us
         else:
-            self._ratios = {}
+            self._ratios, self._owed_us = {}, 0
         return dict(self._ratios)
 
     def held(self) -> bool:
         """Return whether the ratios given last were older than the last tick."""
-        return bool(self._held_ticks and self._ratios)
+        return bool(self._ratios) and self._fresh_us != self._taken_us
+
+    def _is_held(self, now_us: int, elapsed_us: int, busy: bool | None) -> bool:
+        """Return whether the last value is this tick's too; `busy` is None when nothing could be asked.
+
+        It is while it covers most of it, or while the device goes on without a rest: nothing newer can be known then.
+        """
+        if self._fresh_us is None or not 0 <= now_us - self._fresh_us <= HOLD_US:
+            return False
+        self._rested |= busy is False
+        return busy is None or self._owed_us * 2 > elapsed_us or not self._rested
 
     def _believed(self, samples: Iterable[UtilizationSample], now_us: int) -> list[UtilizationSample]:
         since_us = self.last_seen_us(now_us)
@@ -85,6 +115,12 @@ def _doubt(sample: UtilizationSample, since_us: int, now_us: int) -> str:
     if sample.at_us <= since_us:
         return "stale"
     return "future" if sample.at_us > now_us + FUTURE_SLACK_US else ""
+
+
+def _gaps(published: Iterable[int]) -> list[int]:
+    """Return the distances of the times, in microseconds, at which the driver published."""
+    gaps = (after - before for before, after in pairwise(sorted(published)))
+    return [gap for gap in gaps if gap >= SHORTEST_PERIOD_US]
 
 
 def _means(samples: Iterable[UtilizationSample], start_us: int) -> dict[int, float]:

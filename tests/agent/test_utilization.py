@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.attribute import OVERLAP, attribute
 from agent.model.samples import DeviceSample, NodeSample, Worker
 from agent.nvml.processes import Listed, uses_of
-from agent.utilization import HOLD_TICKS, UtilizationSample, UtilizationWindow
+from agent.utilization import HOLD_US, UtilizationSample, UtilizationWindow
 
 SECOND = 1_000_000
 NOW = 1_700_000_000 * SECOND
@@ -49,11 +49,22 @@ def test_a_process_without_a_sample_is_idle_as_soon_as_another_has_a_newer_one(w
     assert window.take([UtilizationSample(2, NOW + SECOND, 10)], NOW + SECOND, busy=True) == {2: 0.1}
 
 
-def test_a_failed_call_holds_the_last_value_for_two_ticks(window):
+@pytest.mark.parametrize(("tick_us", "held"), [(SECOND, 2), (SECOND // 2, 4)])
+def test_a_failed_call_holds_the_last_value_for_two_seconds_whatever_the_tick(window, tick_us, held):
     window.take([UtilizationSample(1, NOW, 80)], NOW, busy=False)
-    ticks = [window.take(None, NOW + tick * SECOND, busy=False) for tick in (1, 2, 3)]
-    assert ticks == [{1: 0.8}, {1: 0.8}, {}]
+    ticks = [window.take(None, NOW + number * tick_us, busy=False) for number in range(1, held + 2)]
+    assert ticks == [{1: 0.8}] * held + [{}]
     assert not window.held()
+
+
+def test_a_period_longer_than_a_tick_is_shown_as_long_as_it_covers_and_no_longer(window):
+    half = SECOND // 2
+    window.take([UtilizationSample(1, NOW, 40)], NOW, busy=True)
+    window.take([], NOW + half, busy=True)
+    # Published at the second, and the device is at rest from then on: one second of .8 in two ticks.
+    shown = [window.take([UtilizationSample(1, NOW + SECOND, 80)], NOW + SECOND, busy=False)]
+    shown += [window.take([], NOW + SECOND + number * half, busy=False) for number in (1, 2)]
+    assert shown == [{1: 0.8}, {1: 0.8}, {}]
 
 
 def test_a_driver_that_samples_each_tick_gives_the_mean_of_the_demand(window):
@@ -64,6 +75,29 @@ def test_a_driver_that_samples_each_tick_gives_the_mean_of_the_demand(window):
         rows = [UtilizationSample(1, at_us, percent)] if percent else []
         seconds += window.take(rows, at_us, busy=percent > 0).get(1, 0.0)
     assert seconds / len(demand) == pytest.approx(sum(demand) / len(demand) / 100, abs=0.01)
+
+
+@given(
+    st.lists(st.integers(0, 100) | st.just(0), max_size=12),
+    st.sampled_from([SECOND // 2, SECOND]),
+    st.integers(0, SECOND // 2),
+)
+def test_half_second_ticks_neither_double_nor_lose_what_a_driver_counted_over_longer_periods(
+    percents, period_us, phase_us
+):
+    """The driver publishes each period in which the process worked; the device is busy when it worked since last."""
+    window, tick_us, added = UtilizationWindow(Counter()), SECOND // 2, 0.0
+    rows = [
+        UtilizationSample(1, NOW + at_us, percents[(at_us - 1) // SECOND])
+        for at_us in range(period_us, len(percents) * SECOND + 1, period_us)
+        if percents[(at_us - 1) // SECOND]
+    ]
+    for at_us in range(phase_us, (len(percents) + 4) * SECOND, tick_us):
+        fresh = [row for row in rows if NOW + at_us - tick_us < row.at_us <= NOW + at_us]
+        since = max(0, at_us - tick_us) // SECOND
+        busy = any(percents[since : (at_us + SECOND - 1) // SECOND])
+        added += window.take(fresh, NOW + at_us, busy=busy).get(1, 0.0) * tick_us / SECOND
+    assert added == pytest.approx(sum(percents) / 100)
 
 
 rows = st.lists(
@@ -88,9 +122,8 @@ def test_ratios_stay_in_their_range_and_idleness_is_found_in_time(ticks):
         total += len(samples or ())
         assert all(0 <= ratio <= 1 for ratio in ratios.values())
         assert 0 < window.last_seen_us(NOW + offset_us) <= NOW + offset_us
-    for _ in range(HOLD_TICKS + 1):
-        ratios = window.take([], NOW + 9 * SECOND, busy=True)
-    assert ratios == {}
+    window.take([], NOW + 9 * SECOND, busy=True)
+    assert window.take([], NOW + 9 * SECOND + HOLD_US + 1, busy=True) == {}
     assert sum(dropped.values()) <= total
 
 
