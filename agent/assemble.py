@@ -67,7 +67,7 @@ def _wall_clock() -> float:
 def _real(settings: AgentSettings, gpus: GpuTable, pods: PodWatch | None) -> Parts:
     from agent.nvml.source import NvmlSource
 
-    source = NvmlSource(list_processes_every_ticks=settings.process_list_ticks)
+    source = NvmlSource(list_seconds=settings.process_list_seconds)
     live_use, store = LastUse(), QuotaStore(settings.state_dir)
     sources: list[PodSource] = [QuotaPods(lambda: store.document)]
     if pods is not None:

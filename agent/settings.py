@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveFloat, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
@@ -64,12 +64,14 @@ class AgentSettings(BaseSettings):
     """A scenario of devices and workers to play instead of reading NVML."""
     lockstep: bool = False
     """With `simulate`: time stands still until POST /simulate/advance moves it."""
-    tick_seconds: Annotated[PositiveFloat, Field(le=60)] = 1.0
-    """Time between samples: shorter sees shorter bursts and costs more; the driver itself samples about each second."""
+    tick_seconds: Annotated[PositiveFloat, Field(le=60)] = 0.5
+    """Time between samples, and so between two divisions of a device: half a second lets a guarantee be back within
+    one. Longer costs less; shorter gains little, for the driver itself samples once to six times a second."""
     render_seconds: Annotated[float, Field(ge=0, le=60)] = 5.0
     """Least time between two renderings of the metrics, which cost more than a tick; 0 renders on each tick."""
-    process_list_ticks: PositiveInt = 3
-    """Ticks between two full lists of GPU processes, which hold a lock of the driver for milliseconds."""
+    process_list_seconds: Annotated[PositiveFloat, Field(le=60)] = 3.0
+    """Time between two full lists of GPU processes, which hold a lock of the driver for milliseconds; one comes sooner
+    where a process is new or the device's memory grew."""
     tls_cert: Path | None = None
     """Certificate of the server (PEM); with `tls_key` the API is served by TLS."""
     tls_key: Path | None = None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import starmap
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
 import pynvml
 
@@ -20,14 +20,20 @@ from agent.nvml.mig import Instance, instance_ratio
 from agent.nvml.processes import Listed, list_processes, uses_of
 from agent.utilization import UtilizationSample, UtilizationWindow
 
+GROWN_RATIO: Final = 0.01
+"""Of the device: so much more memory in use than at the last list is somebody's, who may be at its limit."""
+MOVED_SECONDS: Final = 1.0
+"""Processes come to work and rest many times a second: that alone is no reason for two lists in a second."""
+_EARLY_SECONDS: Final = 0.05
+"""A tick that comes this early is meant for the moment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """One tick: its time (seconds since the epoch), its number, and how many ticks lie between two process lists."""
+    """One tick: its time (seconds since the epoch), and the seconds between two process lists."""
 
     now: float
-    number: int
-    list_every: int
+    list_seconds: float
 
 
 @dataclass(slots=True)
@@ -48,8 +54,14 @@ class Device:
     sampled_at: float | None = None
     missing: set[str] = field(default_factory=set)
     listed: Listed | None = None
-    list_at_tick: int = 0
+    listed_at: float = 0.0
+    listed_bytes: int | None = None
     rows: tuple[UtilizationSample, ...] = ()
+
+
+def is_within(since: float, seconds: float) -> bool:
+    """Return whether so many seconds are not over yet; they are where the clock was set back, or a tick comes early."""
+    return 0.0 <= since < seconds - _EARLY_SECONDS
 
 
 def measure(calls: Calls, device: Device, tick: Tick) -> DeviceSample:
@@ -67,7 +79,7 @@ def measure(calls: Calls, device: Device, tick: Tick) -> DeviceSample:
     if compute_ratio is not None and ratios:
         # Momentary or coarse as its figure may be, a device was busy at least as long as its busiest process.
         compute_ratio = max(compute_ratio, *ratios.values())
-    _list(calls, device, tick, frozenset(ratios or ()))
+    _list(calls, device, tick, frozenset(ratios or ()), used_bytes)
     processes, hidden = uses_of(ratios, device.listed, is_idle=compute_ratio == 0)
     return DeviceSample(
         device.index,
@@ -125,10 +137,18 @@ def _process_ratios(calls: Calls, device: Device, now: float, *, busy: bool) -> 
     return device.window.take(None if rows is None else device.rows, now_us, busy=busy)
 
 
-def _list(calls: Calls, device: Device, tick: Tick, active: frozenset[int]) -> None:
-    """List the processes where it is time to, or at once when others are active than before."""
-    before = device.listed
-    if before is not None and tick.number < device.list_at_tick and active == before.active:
-        return
+def _list(calls: Calls, device: Device, tick: Tick, active: frozenset[int], used_bytes: int | None) -> None:
+    """List the processes where it is time to, sooner where something moved; `used_bytes` is the device's memory in use.
+
+    At once: a process that no list has, or memory that grew by as much as limits are coarse. Within a second: others
+    are active than before. A look at the device's memory costs microseconds, a list milliseconds.
+    """
+    before, since = device.listed, tick.now - device.listed_at
+    if before is not None and is_within(since, tick.list_seconds):
+        unknown = active - before.vram_by_pid.keys()
+        grown = (used_bytes or 0) - (device.listed_bytes or 0) >= GROWN_RATIO * device.vram_total_bytes
+        moved = active != before.active and not is_within(since, MOVED_SECONDS)
+        if not (grown or moved or unknown - before.active):
+            return
     device.listed = list_processes(calls, device, active, before)
-    device.list_at_tick = tick.number + tick.list_every
+    device.listed_at, device.listed_bytes = tick.now, used_bytes

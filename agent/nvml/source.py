@@ -17,7 +17,7 @@ import structlog
 from agent.model.report import SourceStats
 from agent.model.samples import DeviceSample, DeviceSource, NodeSample, SourceError
 from agent.nvml.calls import RELOADED, Calls, LostError
-from agent.nvml.devices import Device, Tick, measure
+from agent.nvml.devices import Device, Tick, is_within, measure
 from agent.nvml.mig import find_instances, forget, is_divided
 from agent.utilization import UtilizationSample, UtilizationWindow
 
@@ -30,9 +30,9 @@ class _Gpu:
 
     whole: Device
     parts: dict[str, Device] | None = None
-    look_at_tick: int = 0
+    looked_at: float | None = None
     lost_reason: str = ""
-    retry_at_tick: int = 0
+    lost_at: float = 0.0
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -45,15 +45,14 @@ class NvmlSource(DeviceSource):
 
     def __init__(
         self,
-        list_processes_every_ticks: int = 5,
-        reprobe_every_ticks: int = 5,
+        list_seconds: float = 5.0,
+        reprobe_seconds: float = 5.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Take ticks between two process lists of a device and between two probes of a lost one; `clock` in seconds."""
-        self._list_every_ticks = list_processes_every_ticks
-        self._reprobe_every_ticks = reprobe_every_ticks
+        """Take the seconds between two process lists, between two probes of a lost device, and a clock in seconds."""
+        self._list_seconds = list_seconds
+        self._reprobe_seconds = reprobe_seconds
         self._calls = Calls(clock)
-        self._tick = 0
         self._gpus: list[_Gpu] | None = None
         self._driver_version = ""
         self._told_twins: set[tuple[str, int]] = set()
@@ -65,7 +64,6 @@ class NvmlSource(DeviceSource):
         Raises:
             SourceError: no library, no driver, no permission; the next call tries again from the start.
         """
-        self._tick += 1
         try:
             return self._sample_all(now)
         except RELOADED:
@@ -99,7 +97,7 @@ class NvmlSource(DeviceSource):
 
     def _sample_all(self, now: float) -> NodeSample:
         gpus = self._gpus if self._gpus is not None else self._open()
-        tick = Tick(now, self._tick, self._list_every_ticks)
+        tick = Tick(now, self._list_seconds)
         owners: dict[str, int] = {}
         samples = []
         for sample in (one for gpu in gpus for one in self._sample(gpu, tick)):
@@ -126,15 +124,15 @@ class NvmlSource(DeviceSource):
         return UtilizationWindow(self._calls.dropped)
 
     def _sample(self, gpu: _Gpu, tick: Tick) -> tuple[DeviceSample, ...]:
-        if gpu.lost_reason and self._tick < gpu.retry_at_tick:
+        if gpu.lost_reason and is_within(tick.now - gpu.lost_at, self._reprobe_seconds):
             return _unhealthy(gpu, tick.now)
         try:
             if gpu.whole.handle is None:
                 self._identify(gpu.whole)
-            self._divide(gpu)
+            self._divide(gpu, tick.now)
             samples = tuple(self._measured(gpu, tick))
         except LostError as lost:
-            self._lose(gpu, str(lost))
+            self._lose(gpu, str(lost), tick.now)
             return _unhealthy(gpu, tick.now)
         if gpu.lost_reason:
             _log.info("device_back", index=gpu.whole.index, uuid=gpu.whole.uuid)
@@ -152,14 +150,14 @@ class NvmlSource(DeviceSource):
                 yield measure(self._calls, part, tick)
             except LostError as lost:
                 # The instance may have been removed, or the GPU with it: the next look tells.
-                gpu.look_at_tick = 0
+                gpu.looked_at = None
                 yield _unread(part, tick.now, str(lost))
 
-    def _divide(self, gpu: _Gpu) -> None:
+    def _divide(self, gpu: _Gpu, now: float) -> None:
         """Look whether the GPU is divided now, and into which instances; those that stayed go on as they were."""
-        if self._tick < gpu.look_at_tick:
+        if gpu.looked_at is not None and is_within(now - gpu.looked_at, self._list_seconds):
             return
-        gpu.look_at_tick = self._tick + self._list_every_ticks
+        gpu.looked_at = now
         if not is_divided(self._calls, gpu.whole):
             self._forget_parts(gpu)
             return
@@ -181,11 +179,11 @@ class NvmlSource(DeviceSource):
                 forget(self._calls, part.instance)
         gpu.parts = None
 
-    def _lose(self, gpu: _Gpu, reason: str) -> None:
+    def _lose(self, gpu: _Gpu, reason: str, now: float) -> None:
         if not gpu.lost_reason:
             _log.warning("device_lost", index=gpu.whole.index, uuid=gpu.whole.uuid, reason=reason)
         gpu.lost_reason = reason
-        gpu.retry_at_tick, gpu.look_at_tick = self._tick + self._reprobe_every_ticks, 0
+        gpu.lost_at, gpu.looked_at = now, None
         for device in (gpu.whole, *gpu.devices):
             device.handle, device.listed, device.rows = None, None, ()
             device.missing.clear()

@@ -79,7 +79,7 @@ def busy() -> Iterator[int]:
 
 @pytest.fixture
 def source() -> Iterator[NvmlSource]:
-    source = NvmlSource(list_processes_every_ticks=1)
+    source = NvmlSource(list_seconds=0.05)
     yield source
     source.close()
 

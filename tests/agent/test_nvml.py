@@ -61,7 +61,7 @@ def standin(load):
 
 @pytest.fixture
 def source():
-    source = NvmlSource(list_processes_every_ticks=3, reprobe_every_ticks=2)
+    source = NvmlSource(list_seconds=3.0, reprobe_seconds=2.0)
     yield source
     source.close()
 
@@ -105,7 +105,7 @@ def test_no_new_sample_on_an_idle_device_is_zero_and_no_error(standin, source, z
     assert source.stats().errors == {}
 
 
-def test_a_busy_device_without_new_samples_holds_the_last_value_for_two_ticks(standin, source):
+def test_a_busy_device_without_new_samples_holds_the_last_value_for_two_seconds(standin, source):
     standin.write(State(TWO, (Process(0, 41),), (Sample(0, 41, us(T0), 80),)))
     ticks = [source.sample(T0 + second) for second in range(4)]
     assert [compute(tick)[41] for tick in ticks] == [0.8, 0.8, 0.8, 0.0]
@@ -215,6 +215,21 @@ def test_process_lists_are_read_rarely_but_at_once_when_the_active_processes_cha
     standin.write(State(TWO[:1], (Process(0, 41, GIB), Process(0, 42, GIB)), (Sample(0, 42, us(T0 + 4), 10),)))
     assert source.sample(T0 + 4).devices[0].processes[1] == ProcessUse(42, 0.1, GIB)
     assert lists() == 3
+
+
+def test_processes_that_come_and_go_many_times_a_second_bring_no_more_than_a_list_a_second(standin, source):
+    for half in range(20):
+        busy = (Sample(0, 41, us(T0 + half / 2), 20),) if half % 3 else ()
+        standin.write(State((Device("GPU-a"),), (Process(0, 41, GIB),), busy))
+        source.sample(T0 + half / 2)
+    assert 5 <= sum(source.stats().calls["nvmlDeviceGetComputeRunningProcesses_v3"].counts) <= 10
+
+
+def test_memory_that_grows_is_told_apart_at_once(standin, source):
+    standin.write(State((Device("GPU-a", total_bytes=24 * GIB, used_bytes=GIB),), (Process(0, 41, GIB),)))
+    source.sample(T0)
+    standin.write(State((Device("GPU-a", total_bytes=24 * GIB, used_bytes=2 * GIB),), (Process(0, 41, 2 * GIB),)))
+    assert source.sample(T0 + 0.5).devices[0].processes == (ProcessUse(41, 0.0, 2 * GIB),)
 
 
 def test_the_second_of_two_devices_with_one_uuid_is_unhealthy_with_the_reason(standin, source):

@@ -234,4 +234,4 @@ def _agent_command(folder: Path, port: int) -> list[str]:
 
 
 def _agent_environment(standin: NvmlStandIn) -> dict[str, str]:
-    return {**standin.environment(), "TF_AGENT_RENDER_SECONDS": "0", "TF_AGENT_PROCESS_LIST_TICKS": "1"}
+    return {**standin.environment(), "TF_AGENT_RENDER_SECONDS": "0", "TF_AGENT_PROCESS_LIST_SECONDS": "0.1"}
