@@ -6,12 +6,14 @@ books of its ancestors. It needs root, a cgroup that is a container's leaf, and 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Final
 
 import pynvml
 
 from agent.model.limits import CgroupLimits, LimitError
+from agent.nvml.calls import Calls
 
 _WHY: Final = {
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "the driver is older than r615",
@@ -25,6 +27,10 @@ _WHY: Final = {
 class NvmlMemoryLimits:
     """Reads and writes by device UUID; NVML is initialized by the device source, or here where nobody did."""
 
+    def __init__(self, calls: Calls | None = None) -> None:
+        """Take the calls of the device source, so that these are timed and counted with its own."""
+        self._calls = calls or Calls(time.perf_counter)
+
     def read(self, uuid: str, cgroup: Path) -> CgroupLimits:
         """Return what is in force; a cgroup without a hard limit has None.
 
@@ -34,7 +40,7 @@ class NvmlMemoryLimits:
         asked = pynvml.c_nvmlGetMemoryLimits_v1_t()
         asked.nameSpace = str(cgroup).encode()
         try:
-            pynvml.nvmlDeviceGetMemoryLimits_v1(_handle(uuid), asked)
+            self._calls.call("nvmlDeviceGetMemoryLimits_v1", self._handle(uuid), asked)
         except pynvml.NVMLError as error:
             raise _refused(error, cgroup) from error
         hard = None if asked.hardLimit == pynvml.NVML_DEVICE_MEMORY_LIMIT_MAX else int(asked.hardLimit)
@@ -51,17 +57,16 @@ class NvmlMemoryLimits:
         wanted.softLimit = soft_bytes
         wanted.hardLimit = pynvml.NVML_DEVICE_MEMORY_LIMIT_MAX if hard_bytes is None else hard_bytes
         try:
-            pynvml.nvmlDeviceSetMemoryLimits_v1(_handle(uuid), wanted)
+            self._calls.call("nvmlDeviceSetMemoryLimits_v1", self._handle(uuid), wanted)
         except pynvml.NVMLError as error:
             raise _refused(error, cgroup) from error
 
-
-def _handle(uuid: str) -> object:
-    try:
-        return pynvml.nvmlDeviceGetHandleByUUID(uuid.encode())
-    except pynvml.NVMLError_Uninitialized:
-        pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetHandleByUUID(uuid.encode())
+    def _handle(self, uuid: str) -> object:
+        try:
+            return self._calls.call("nvmlDeviceGetHandleByUUID", uuid.encode())
+        except pynvml.NVMLError_Uninitialized:
+            self._calls.call("nvmlInit")
+            return self._calls.call("nvmlDeviceGetHandleByUUID", uuid.encode())
 
 
 def _refused(error: pynvml.NVMLError, cgroup: Path) -> LimitError:

@@ -18,6 +18,7 @@ from agent.model.report import SourceStats
 from agent.model.samples import DeviceSample, DeviceSource, NodeSample, SourceError
 from agent.nvml.calls import RELOADED, Calls, LostError
 from agent.nvml.devices import Device, Tick, is_within, measure
+from agent.nvml.limits import NvmlMemoryLimits
 from agent.nvml.mig import find_instances, forget, is_divided
 from agent.utilization import UtilizationSample, UtilizationWindow
 
@@ -82,6 +83,10 @@ class NvmlSource(DeviceSource):
     def stats(self) -> SourceStats:
         """Return the durations, errors and dropped samples since the start."""
         return self._calls.stats()
+
+    def memory_limits(self) -> NvmlMemoryLimits:
+        """Return the driver's memory limits by cgroup; their calls are counted with those of the samples."""
+        return NvmlMemoryLimits(self._calls)
 
     def close(self) -> None:
         """Release the driver; a later sample takes it up again."""
