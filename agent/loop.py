@@ -258,7 +258,7 @@ class Agent:
         scene, exporter = self._scene, self._parts.exporter
         assert scene is not None
         throttled = self._signs.throttled()
-        if not exporter.count(scene.attribution, throttled):
+        if not exporter.count(scene.attribution, throttled, self._signs.beyond()):
             return
         backend = self._parts.enforcer.backend
         stats = self._parts.source_stats() if self._parts.source_stats is not None else SourceStats()

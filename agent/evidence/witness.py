@@ -11,6 +11,7 @@ from typing import Protocol
 from agent.evidence.bypass import Bypass
 from agent.evidence.ooms import Ooms
 from agent.model.applied import Applied
+from agent.model.beyond import Beyond
 from agent.model.exits import Exit
 from agent.model.samples import NodeSample, WorkerKey
 
@@ -67,6 +68,10 @@ class Signs:
     def bypassed(self) -> Mapping[WorkerKey, bool]:
         """Return whether each worker goes around a limit, no entry where none is effective."""
         return self._bypass.found()
+
+    def beyond(self) -> Mapping[WorkerKey, Beyond]:
+        """Return what each worker uses beyond a limit now, no entry where nothing is."""
+        return self._bypass.beyond()
 
     def bypasses(self) -> Mapping[WorkerKey, str]:
         """Return what to say of each worker that does."""

@@ -14,6 +14,7 @@ from agent.export.exposition import END, FamilyText, Rows, family_text
 from agent.export.series import Sample, agent_samples, worker_and_device_samples
 from agent.export.totals import Totals
 from agent.gpus import GpuTable
+from agent.model.beyond import Beyond
 from agent.model.report import TickReport
 from agent.model.samples import Attribution, WorkerKey
 from autoscaler.contract import metrics as contract
@@ -44,12 +45,17 @@ class Exporter:
 
     def update(self, report: TickReport) -> None:
         """Add one tick, and render it when the last rendering is old enough."""
-        if self.count(report.attribution, report.throttled):
+        if self.count(report.attribution, report.throttled, report.beyond):
             self.render(report)
 
-    def count(self, attribution: Attribution, throttled: Mapping[WorkerKey, bool | None]) -> bool:
+    def count(
+        self,
+        attribution: Attribution,
+        throttled: Mapping[WorkerKey, bool | None],
+        beyond: Mapping[WorkerKey, Beyond],
+    ) -> bool:
         """Add one tick to the totals; return whether the last rendering is old enough for the next."""
-        self._totals.add(attribution, throttled)
+        self._totals.add(attribution, throttled, beyond)
         self._updated_at = self._clock()
         return self._rendered_at is None or self._updated_at - self._rendered_at >= self._render_every_seconds
 

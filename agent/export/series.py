@@ -102,11 +102,14 @@ def _use_figures(report: TickReport, use: WorkerUse, device: _Device, total: Tot
     )
     if total is None:
         return figures
+    judged = key_of(use) in report.bypassed
     return (
         *figures,
         (m.WORKER_COMPUTE_SECONDS, total.compute_seconds),
         (m.WORKER_THROTTLED_SECONDS, total.throttled_seconds),
         (m.WORKER_VRAM_PEAK, total.vram_peak_bytes),
+        (m.WORKER_COMPUTE_BEYOND_LIMIT, total.beyond_seconds if judged else None),
+        (m.WORKER_VRAM_BEYOND_LIMIT, total.beyond_peak_bytes if judged else None),
     )
 
 

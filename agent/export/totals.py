@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from agent.model.beyond import Beyond
 from agent.model.samples import Attribution, WorkerKey, WorkerUse
 
 FORGET_AFTER_SECONDS: Final = 600.0
@@ -18,12 +19,15 @@ FORGET_AFTER_SECONDS: Final = 600.0
 MAX_GAP_SECONDS: Final = 120.0
 """Longest time a measurement is taken to speak for; beyond it the agent was not watching, and nothing is known."""
 
+_NOBODY: Final[Mapping[WorkerKey, Beyond]] = {}
+
 
 @dataclass(slots=True)
 class Total:
     """One worker on one device since it was first seen; None until something was measured.
 
-    `vram_peak_bytes` is the highest use since the last scrape; `pending_peak_bytes` that since the last rendering.
+    `vram_peak_bytes` is the highest use since the last scrape; `pending_peak_bytes` that since the last rendering. What
+    is beyond a limit is a part of the same, `beyond_seconds` of `compute_seconds`.
     """
 
     seen_at: float
@@ -31,6 +35,9 @@ class Total:
     throttled_seconds: float | None = None
     vram_peak_bytes: int | None = None
     pending_peak_bytes: int | None = None
+    beyond_seconds: float = 0.0
+    beyond_peak_bytes: int = 0
+    pending_beyond_bytes: int = 0
 
 
 class Totals:
@@ -39,7 +46,12 @@ class Totals:
     def __init__(self) -> None:
         self._totals: dict[WorkerKey, Total] = {}
 
-    def add(self, attribution: Attribution, throttled: Mapping[WorkerKey, bool | None]) -> None:
+    def add(
+        self,
+        attribution: Attribution,
+        throttled: Mapping[WorkerKey, bool | None],
+        beyond: Mapping[WorkerKey, Beyond] = _NOBODY,
+    ) -> None:
         """Add one tick; a tick counts for the time since this worker's last one."""
         at = attribution.at
         for key, use in attribution.by_key.items():
@@ -52,6 +64,10 @@ class Totals:
             total.compute_seconds = _plus(total.compute_seconds, use.compute_ratio, seconds)
             total.throttled_seconds = _plus(total.throttled_seconds, throttled.get(key), seconds)
             total.pending_peak_bytes = _highest(total.pending_peak_bytes, use.vram_bytes)
+            if key in beyond:
+                over = beyond[key]
+                total.beyond_seconds += over.compute_ratio * seconds
+                total.pending_beyond_bytes = max(total.pending_beyond_bytes, over.vram_bytes)
         self._forget(at)
 
     def turn_peaks(self, *, scraped: bool) -> None:
@@ -60,6 +76,8 @@ class Totals:
             kept = None if scraped else total.vram_peak_bytes
             total.vram_peak_bytes = _highest(kept, total.pending_peak_bytes)
             total.pending_peak_bytes = None
+            total.beyond_peak_bytes = max(0 if scraped else total.beyond_peak_bytes, total.pending_beyond_bytes)
+            total.pending_beyond_bytes = 0
 
     def of(self, key: WorkerKey) -> Total | None:
         """Return the totals of one worker on one device, None when it was never seen."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from agent.model.beyond import Beyond
 from agent.model.samples import Attribution, NodeSample, WorkerKey
 from autoscaler.contract.quota import WorkerStatus
 
@@ -70,7 +71,7 @@ class TickReport:
     force by worker. `throttled` says whether the limit held the worker back in this tick, None or no entry where
     nothing can tell. `ooms` are totals by key and source; no entry where nothing can tell. `backends` name what
     enforces a worker's quota. `credits` are in TFLOP-seconds, no entry where bursts need none. `bypassed` says who goes
-    around an effective limit, no entry where none is effective.
+    around an effective limit, no entry where none is effective; `beyond` what is used past one, no entry where nothing.
     Times are seconds since the epoch.
     """
 
@@ -86,5 +87,6 @@ class TickReport:
     backends: Mapping[WorkerKey, str] = field(default_factory=dict)
     credits: Mapping[WorkerKey, float] = field(default_factory=dict)
     bypassed: Mapping[WorkerKey, bool] = field(default_factory=dict)
+    beyond: Mapping[WorkerKey, Beyond] = field(default_factory=dict)
     last_contact_at: float | None = None
     stats: AgentStats = AgentStats()

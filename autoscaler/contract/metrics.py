@@ -99,6 +99,16 @@ WORKER_LIMIT_BYPASSED = _worker(
     _G,
     "1 while use has been above an effective limit for 10 s; absent where no limit reaches the running worker.",
 )
+WORKER_COMPUTE_BEYOND_LIMIT = _worker(
+    "compute_beyond_limit_seconds_total",
+    _C,
+    "The part of compute_seconds_total that went beyond an effective limit, which is no evidence of demand.",
+)
+WORKER_VRAM_BEYOND_LIMIT = _worker(
+    "vram_beyond_limit_peak_bytes",
+    _G,
+    "Highest part of the device memory held since the last scrape that went beyond an effective limit.",
+)
 WORKER_SAMPLE_AGE = _worker("sample_age_seconds", _G, "Age of the measurement behind this worker's series.")
 WORKER_INFO = _worker("info", _G, "Facts about the worker; always 1.", "qos", "backend", "gpu_model", "pod_uid")
 
@@ -157,6 +167,8 @@ WORKER_METRICS: Final = (
     WORKER_QUOTA_APPLIED_GENERATION,
     WORKER_BURST_CREDIT,
     WORKER_LIMIT_BYPASSED,
+    WORKER_COMPUTE_BEYOND_LIMIT,
+    WORKER_VRAM_BEYOND_LIMIT,
     WORKER_SAMPLE_AGE,
     WORKER_INFO,
 )

@@ -148,7 +148,7 @@ def alone(fleet: Fleet) -> Fleet:
         current=Row(fleet.current[0]),
         original=Row(fleet.original[0]),
         device=Row(fleet.device[0]),
-        live=Row(fleet.live[0]),
+        demand=Row(fleet.demand[0]),
         prior=knobs.prior,
         knobs=knobs,
         orders=orders,

@@ -43,7 +43,8 @@ class Fleet:
     """All workloads of a snapshot as columns.
 
     `current`, `original` (W, 5): figures in force, and the user's own. `device` (W, 2): the smallest device it runs on
-    (inf unknown). `live` (W, 2): use now as the agents see it, largest worker. `gpu_count`, `ready` (W,): devices per
+    (inf unknown). `live` (W, 2): use now as the agents see it, largest worker; `demand` (W, 2): the same of those that
+    keep to the limits in force on them, which alone tell what is needed. `gpu_count`, `ready` (W,): devices per
     worker, ready workers. `revision` (W,): fingerprint of what runs, NaN unknown. `laid`: configurations as columns;
     `knobs`: the same under what is ordered now. `quotas`: of their namespaces, None where there is none.
     """
@@ -55,6 +56,7 @@ class Fleet:
     original: Floats
     device: Floats
     live: Floats
+    demand: Floats
     gpu_count: Floats
     ready: Floats
     flags: Flags
@@ -89,7 +91,7 @@ def to_fleet(snapshot: Snapshot, previous: Fleet | None = None) -> Fleet:
     workloads = snapshot.discovered.workloads
     originals = [_original(workload) for workload in workloads]
     currents = [(*_figures(workload.current), float(workload.replicas)) for workload in workloads]
-    placement, device, live = place(workloads, snapshot)
+    placement, device, live, demand = place(workloads, snapshot)
     laid = to_knobs([workload.config for workload in workloads], originals, previous.laid if previous else None)
     orders = to_orders(snapshot, laid, previous.orders if previous else None)
     return Fleet(
@@ -100,6 +102,7 @@ def to_fleet(snapshot: Snapshot, previous: Fleet | None = None) -> Fleet:
         original=np.array(originals, dtype=float).reshape(-1, 5),
         device=device,
         live=live,
+        demand=demand,
         gpu_count=np.array([workload.config.gpu_count for workload in workloads], dtype=float),
         ready=np.array([sum(w.ready for w in workload.workers) for workload in workloads], dtype=float),
         flags=_flags(workloads, snapshot),

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoscaler.contract.keys import EFFECTIVE_NOW
 from autoscaler.model.gpu_models import canonical, known_model
 from autoscaler.model.inventory import Device, Inventory
 from autoscaler.model.knobs import UNSET
 from autoscaler.model.resources import Resource
 from autoscaler.model.snapshot import NodeState, Snapshot
-from autoscaler.model.usage import Bools, Floats, Ints
+from autoscaler.model.usage import SATURATION_DEVICE_RATIO, SATURATION_SLACK_RATIO, Bools, Floats, Ints
 from autoscaler.model.workload import Workload
 
 
@@ -51,8 +52,8 @@ class Placement:
     sites: Sites
 
 
-def place(workloads: Sequence[Workload], snapshot: Snapshot) -> tuple[Placement, Floats, Floats]:
-    """Return the placement, and of each workload its smallest device and its live use (W, 2)."""
+def place(workloads: Sequence[Workload], snapshot: Snapshot) -> tuple[Placement, Floats, Floats, Floats]:
+    """Return the placement, and of each workload its smallest device, its live use and what of it is demand (W, 2)."""
     inventory = snapshot.inventory if snapshot.inventory is not None else inventory_of(snapshot.nodes)
     devices = [device.info for device in inventory.devices]
     # Objects are named in lower case, and an annotation may name them.
@@ -81,7 +82,7 @@ def place(workloads: Sequence[Workload], snapshot: Snapshot) -> tuple[Placement,
         known = np.where(np.isnan(capacity[resource]), np.inf, capacity[resource])
         np.minimum.at(smallest[:, resource], of_workload, known[of_device])
         np.add.at(requested[resource], of_device, np.array(requests[resource], dtype=float))
-    live, used, foreign = _seen(workloads, snapshot.nodes, row_of, len(devices))
+    live, demand, used, foreign = _seen(workloads, snapshot.nodes, row_of, capacity)
     whole = np.array([UNSET if info.vram_used_bytes is None else info.vram_used_bytes for info in devices], dtype=float)
     used[Resource.VRAM] = np.fmax(used[Resource.VRAM], whole)
     uuids = tuple(info.uuid for info in devices)
@@ -89,7 +90,7 @@ def place(workloads: Sequence[Workload], snapshot: Snapshot) -> tuple[Placement,
         foreign[:, row_of[uuid]] = np.fmax(foreign[:, row_of[uuid]], booked)
     _assume(workloads, smallest)
     sites = sites_of(inventory)
-    return Placement(of_workload, of_device, capacity, requested, uuids, used, foreign, sites), smallest, live
+    return Placement(of_workload, of_device, capacity, requested, uuids, used, foreign, sites), smallest, live, demand
 
 
 def _assume(workloads: Sequence[Workload], smallest: Floats) -> None:
@@ -101,18 +102,20 @@ def _assume(workloads: Sequence[Workload], smallest: Floats) -> None:
 
 
 def _seen(
-    workloads: Sequence[Workload], nodes: Mapping[str, NodeState], row_of_device: Mapping[str, int], devices: int
-) -> tuple[Floats, Floats, Floats]:
+    workloads: Sequence[Workload], nodes: Mapping[str, NodeState], row_of_device: Mapping[str, int], capacity: Floats
+) -> tuple[Floats, Floats, Floats, Floats]:
     """Return what the agents see: the largest live use of any worker (W, 2), NaN where none tells; `used`, `foreign`.
 
+    Second, the largest of those that keep to the limits in force on them: who takes more tells nothing of demand.
     What nobody can tell counts for nothing in the sum of a device: its requests are counted elsewhere.
     """
     row_of = {worker.ref.uid: row for row, workload in enumerate(workloads) for worker in workload.workers}
     rows: list[int] = []
     places: list[int] = []
     uses: tuple[list[float | None], list[float | None]] = ([], [])
-    used, foreign = (np.zeros((len(Resource), devices + 1)) for _ in range(2))
-    nowhere = devices
+    limits: tuple[list[float | None], list[float | None]] = ([], [])
+    nowhere = capacity.shape[1]
+    used, foreign = (np.zeros((len(Resource), nowhere + 1)) for _ in range(2))
     for state in nodes.values():
         for status in state.quotas.workers if state.quotas else ():
             row = row_of.get(status.pod_uid, -1)
@@ -122,16 +125,29 @@ def _seen(
                 places.append(place)
                 uses[0].append(device.observed.tflops_used)
                 uses[1].append(device.observed.vram_used_bytes)
+                binds = device.effect in EFFECTIVE_NOW
+                limits[0].append(device.observed.tflops_limit if binds else None)
+                limits[1].append(device.observed.vram_limit_bytes if binds else None)
                 if row < 0 and device.desired is not None:
                     foreign[:, place] += device.desired.tflops_request, device.desired.vram_request_bytes
     # The last row and the last place take what belongs to no workload or device.
-    live = np.full((len(workloads) + 1, len(Resource)), UNSET)
+    live, demand = (np.full((len(workloads) + 1, len(Resource)), UNSET) for _ in range(2))
     of_row, of_place = np.array(rows, dtype=np.int64), np.array(places, dtype=np.int64)
     for resource in Resource:
-        use = np.array(uses[resource], dtype=float)  # None, which is not known, becomes NaN.
+        # None, which is not known, becomes NaN.
+        use, limit = np.array(uses[resource], dtype=float), np.array(limits[resource], dtype=float)
         np.fmax.at(live[:, resource], of_row, use)
+        device_size = np.append(capacity[resource], UNSET)[of_place]
+        np.fmax.at(demand[:, resource], of_row, np.where(_is_beyond(use, limit, device_size), UNSET, use))
         np.add.at(used[resource], of_place, np.nan_to_num(use))
-    return live[:-1], used[:, :-1], foreign[:, :-1]
+    return live[:-1], demand[:-1], used[:, :-1], foreign[:, :-1]
+
+
+def _is_beyond(use: Floats, limit: Floats, device: Floats) -> Bools:
+    """Return where use is above the limit by more than enforcement is coarse; not where one of them is unknown."""
+    slack = np.fmax(SATURATION_SLACK_RATIO * limit, SATURATION_DEVICE_RATIO * device)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(use > limit + slack, dtype=np.bool_)
 
 
 def inventory_of(nodes: Mapping[str, NodeState]) -> Inventory:

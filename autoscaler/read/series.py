@@ -22,6 +22,8 @@ from autoscaler.read.samples import Identity
 
 Metrics = Mapping[Reading, Binned]
 BINS_AT_ONCE = 64
+BEYOND_SHARE = 0.05
+"""A bin more of which than this went beyond a limit in force says nothing of demand; less is only left out of it."""
 _ALIVE = (readings.COMPUTE, readings.VRAM_PEAK, readings.VRAM_USED)
 
 
@@ -45,19 +47,19 @@ class Fleet:
 class Workers:
     """One resource of R workers in T bins, in the resource's unit; `device` is what the worker's device has.
 
-    `bypassed`: the use went around the ceiling, so that it is no evidence of demand.
+    `beyond`: the part of the use that went beyond a limit in force, (R, T), or (1, T) zeros where nobody's did.
     """
 
     use: Floats32
     ceiling: Floats32
     device: Floats32
     throttled_share: Floats32
-    bypassed: Bools
+    beyond: Floats32
 
     def within(self, bins: slice) -> Workers:
         """Return some of the bins."""
-        shares, bypassed = self.throttled_share[:, bins], self.bypassed[:, bins]
-        return Workers(self.use[:, bins], self.ceiling[:, bins], self.device, shares, bypassed)
+        shares, beyond = self.throttled_share[:, bins], self.beyond[:, bins]
+        return Workers(self.use[:, bins], self.ceiling[:, bins], self.device, shares, beyond)
 
 
 def usage_of(window: Window, binned: Metrics) -> Usage:
@@ -165,7 +167,7 @@ def _compute(fleet: Fleet, window: Window, binned: Metrics) -> Workers:
         ceiling=_grid(fleet, window, binned, readings.TFLOPS_CEILING),
         device=device,
         throttled_share=_grid(fleet, window, binned, readings.THROTTLED),
-        bypassed=_bypassed(fleet, window, binned),
+        beyond=_beyond(fleet, window, binned, (readings.COMPUTE_BEYOND, device)),
     )
 
 
@@ -176,16 +178,21 @@ def _vram(fleet: Fleet, window: Window, binned: Metrics) -> Workers:
         ceiling=_grid(fleet, window, binned, readings.VRAM_CEILING),
         device=_device(fleet, binned.get(readings.VRAM_CAPACITY)),
         throttled_share=np.full((1, window.bins), np.nan, dtype=np.float32),
-        bypassed=_bypassed(fleet, window, binned),
+        beyond=_beyond(fleet, window, binned, (readings.VRAM_BEYOND, np.ones(1, dtype=np.float32))),
     )
 
 
-def _bypassed(fleet: Fleet, window: Window, binned: Metrics) -> Bools:
-    """Return (R, T), or (1, T) where nobody does: whether the worker went around a limit at some time in the bin."""
-    metric = binned.get(readings.BYPASSED)
+def _beyond(fleet: Fleet, window: Window, binned: Metrics, told: tuple[Reading, Floats32]) -> Floats32:
+    """Return (R, T), or (1, T) where nobody does: what went beyond a limit; what nobody tells did not.
+
+    `told`: the metric, and what one of its units is in the resource's.
+    """
+    reading, unit = told
+    metric = binned.get(reading)
     if metric is None or not (metric.values > 0).any():
-        return np.zeros((1, window.bins), dtype=np.bool_)
-    return _grid(fleet, window, binned, readings.BYPASSED) > 0
+        return np.zeros((1, window.bins), dtype=np.float32)
+    beyond: Floats32 = np.nan_to_num(_grid(fleet, window, binned, reading) * unit, copy=False)
+    return beyond
 
 
 def _summed(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32, Floats32, Floats32, Bools]:
@@ -197,7 +204,7 @@ def _summed(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32, Float
 
 
 def _summed_block(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32, Floats32, Floats32, Bools]:
-    use, past = _up_to_limits(workers)
+    use, unknown = _evidence(workers)
     known = ~np.isnan(use)
     peak = np.fmax.reduceat(use, starts, axis=0)
     summable = np.logical_or.reduceat(known, starts, axis=0) & ~np.logical_or.reduceat(due & ~known, starts, axis=0)
@@ -206,16 +213,20 @@ def _summed_block(workers: Workers, due: Bools, starts: Ints) -> tuple[Floats32,
     is_largest = (use == highest) | np.isnan(highest)
     ceiling = np.fmax.reduceat(np.where(is_largest, workers.ceiling, np.nan), starts, axis=0)
     clipped = censored(*(a.astype(np.float64) for a in (use, workers.ceiling, workers.device, workers.throttled_share)))
-    clipped &= ~past
+    clipped &= ~unknown
     return peak, total.astype(np.float32), ceiling.astype(np.float32), np.logical_or.reduceat(clipped, starts, axis=0)
 
 
-def _up_to_limits(workers: Workers) -> tuple[Floats32, Bools]:
-    """Return the use, and where it was more: what is taken past a limit counts up to it, and not as held back by it."""
-    if not workers.bypassed.any():
-        return workers.use, workers.bypassed
-    past = workers.bypassed & (workers.use > workers.ceiling)
-    return np.where(past, workers.ceiling, workers.use), past
+def _evidence(workers: Workers) -> tuple[Floats32, Bools]:
+    """Return the use that tells demand, NaN where it tells nothing, and where that is.
+
+    A limit that holds hides what is wanted above it. Who goes around it gets neither what it took nor a higher limit.
+    """
+    beyond = workers.beyond
+    if not beyond.any():
+        return workers.use, beyond > 0
+    unknown = beyond > BEYOND_SHARE * workers.use
+    return np.where(unknown, np.float32(np.nan), workers.use - beyond), unknown
 
 
 def _grid(fleet: Fleet, window: Window, binned: Metrics, reading: Reading) -> Floats32:

@@ -50,7 +50,7 @@ def vram_levels(fleet: Fleet, memory: Rows) -> tuple[Floats, Floats, dict[str, F
     peak = largest(memory["vram_peaks"])
     peak = where(peak > 0, peak, np.nan)
     margin = _margin(memory, cap, (q95, q99, q50))
-    live = fmax(memory["use"][:, Resource.VRAM], fleet.live[:, Resource.VRAM])
+    live = fmax(memory["use"][:, Resource.VRAM], fleet.demand[:, Resource.VRAM])
     headroom = 1 + defaults.VRAM_HEADROOM_RATIO
     high = _nearly_covered(fmax(fmin(peak * (1 + margin), cap * q95), headroom * peak), WEEK_GAIN * of_week)
     buffer = knobs.request_buffer[:, Resource.VRAM]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.evidence.bypass import BYPASS_SECONDS, SETTLING_SECONDS, Bypass
+from agent.evidence.bypass import BYPASS_SECONDS, GUST_SECONDS, SETTLING_SECONDS, Bypass
 from agent.model.applied import Applied
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import Observed
@@ -45,6 +45,48 @@ def test_memory_above_its_limit_is_found_too(bypass):
     found = play(bypass, [seen(vram=(8, 6))] + [seen(vram=(8, 12))] * 12)
     assert found[-1]
     assert str(12 * GIB) in bypass.reasons()[KEY]
+
+
+def beyond(bypass: Bypass, ticks, start: float = 0.0) -> list[tuple[float, int]]:
+    """Take one second a tick; return what was told to be beyond a limit at each: TFLOPs of 100, bytes."""
+    told = []
+    for second, applied in enumerate(ticks):
+        bypass.tick(start + second, applied, CAPACITY)
+        one = bypass.beyond().get(KEY)
+        told.append((100 * one.compute_ratio, one.vram_bytes) if one is not None else (0.0, 0))
+    return told
+
+
+def test_what_is_beyond_a_limit_is_told_from_its_first_second_on_and_through_the_ten(bypass):
+    told = beyond(bypass, [seen(used=30.0)] * 3 + [seen(used=75.0)] * 20 + [seen()])
+    # The limit, and the five points that enforcement is coarse, are the worker's.
+    assert [tflops for tflops, _ in told] == pytest.approx([0.0] * 3 + [40.0] * 20 + [0.0])
+    assert bypass.found() == {KEY: False}
+
+
+def test_short_pauses_hide_nothing(bypass):
+    told = beyond(bypass, ([seen(used=75.0)] * 9 + [seen(used=30.0)]) * 5)
+    assert sum(tflops for tflops, _ in told) == pytest.approx(9 * 5 * 40.0)
+
+
+def test_memory_beyond_its_limit_is_told_with_the_first_look_at_it_and_also_by_an_agent_that_just_started():
+    above = [seen(vram=(8, 12))] * 3
+    slack = 0.8  # one point of the device's 80 GiB
+    expected = [round((12 - 8 - slack) * GIB)] * 3
+    for before in ([seen(vram=(8, 6))], []):
+        told = beyond(Bypass(), [*before, *above])
+        assert [held for _, held in told[len(before) :]] == pytest.approx(expected)
+
+
+def test_memory_that_may_be_kept_is_not_beyond(bypass):
+    told = beyond(bypass, [seen(vram=(8, 6))] * 3 + [seen(vram=(4, 6))] * 60)
+    assert not any(held for _, held in told)
+
+
+def test_a_limiter_that_lets_through_in_gusts_takes_nothing_beyond(bypass):
+    gusts = [seen(used=90.0), seen(used=0.0), seen(used=0.0)] * 10
+    told = beyond(bypass, [seen(used=0.0)] * 3 + gusts)
+    assert not any(tflops for tflops, _ in told)
 
 
 def test_one_tick_below_the_limit_begins_the_ten_seconds_anew(bypass):
@@ -100,3 +142,27 @@ def test_nobody_who_stays_within_the_limits_is_ever_accused(ticks):
 def test_whoever_stays_far_above_any_limit_is_found_whatever_the_limit_does(limits):
     found = play(Bypass(), [seen(limit, 90.0) for limit in limits])
     assert all(found[int(BYPASS_SECONDS + SETTLING_SECONDS) :])
+
+
+@given(
+    st.lists(st.tuples(st.floats(1, 60), st.floats(0, 100)), min_size=1, max_size=60),
+    st.floats(0.1, 3),
+)
+def test_what_is_left_after_leaving_out_what_is_beyond_never_passes_what_limits_allow(ticks, seconds):
+    """Over any run of ticks evidence is at most the highest limit of late with its slack, and the last gust's worth."""
+    bypass, evidence, allowed = Bypass(), 0.0, 0.0
+    most = max(limit for limit, _ in ticks)
+    for number, (limit, used) in enumerate(ticks):
+        bypass.tick(number * seconds, seen(limit, used), CAPACITY)
+        one = bypass.beyond().get(KEY)
+        over = 100 * one.compute_ratio if one is not None else 0.0
+        assert 0.0 <= over <= used
+        evidence += (used - over) * seconds
+        allowed += (most + max(5.0, 0.05 * most)) * seconds
+    assert evidence <= allowed + GUST_SECONDS * most + 1e-6
+
+
+@given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 1), st.floats(0.1, 8), st.floats(0, 1)), max_size=60))
+def test_nothing_of_those_who_stay_within_their_limits_is_lost(ticks):
+    told = beyond(Bypass(), [seen(limit, limit * share, vram=(gib, gib * part)) for limit, share, gib, part in ticks])
+    assert told == [(0.0, 0)] * len(ticks)

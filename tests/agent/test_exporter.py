@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from agent.export.exporter import Exporter
 from agent.export.exposition import END, family_text
 from agent.gpus import load_gpu_table
+from agent.model.beyond import Beyond
 from agent.model.report import AgentStats, DurationRecorder, SourceStats, TickReport
 from agent.model.samples import Attribution, DeviceSample, NodeSample, Unattributed, Worker, WorkerUse
 from autoscaler.contract.keys import Effect, QoS
@@ -96,6 +97,7 @@ def full_report():
         backends={KEY: "sim"},
         credits={KEY: 120.0},
         bypassed={KEY: True},
+        beyond={KEY: Beyond(0.2, GIB)},
         last_contact_at=90.0,
         stats=stats,
     )  # fmt: skip
@@ -136,6 +138,8 @@ def test_a_full_tick_shows_every_family_with_its_figure(exporter):
         "quota_applied_generation": 6,
         "burst_credit_tflop_seconds": 120,
         "limit_bypassed": 1,
+        "compute_beyond_limit_seconds_total": 0,
+        "vram_beyond_limit_peak_bytes": GIB,
         "sample_age_seconds": 0.5,
     }
     assert {name: worker(exporter, name) for name in figures} == figures
@@ -145,6 +149,28 @@ def test_a_full_tick_shows_every_family_with_its_figure(exporter):
     assert {
         name.removesuffix(suffix) for name in names(exporter) for suffix in ("", "_bucket", "_sum", "_count")
     } >= expected
+
+
+def test_what_is_beyond_a_limit_is_a_part_of_what_is_counted_and_is_told_where_a_limit_reaches(exporter):
+    at_first = {"bypassed": {KEY: False}}
+    exporter.update(report(use(0.9), **at_first))
+    assert worker(exporter, "compute_beyond_limit_seconds_total") == 0
+    assert worker(exporter, "vram_beyond_limit_peak_bytes") == 0
+    exporter.update(report(use(0.9, at=102), at=102.0, beyond={KEY: Beyond(0.4, GIB)}, **at_first))
+    exporter.update(report(use(0.3, at=105), at=105.0, **at_first))
+    assert worker(exporter, "compute_seconds_total") == pytest.approx(0.9 * 2 + 0.3 * 3)
+    assert worker(exporter, "compute_beyond_limit_seconds_total") == pytest.approx(0.4 * 2)
+    exporter.update(report(use(0.3, at=106), at=106.0))
+    assert worker(exporter, "compute_beyond_limit_seconds_total") is None
+
+
+def test_the_peak_beyond_a_limit_lasts_until_it_was_scraped(exporter):
+    judged = {"bypassed": {KEY: False}}
+    exporter.update(report(use(), beyond={KEY: Beyond(0.0, GIB)}, **judged))
+    exporter.update(report(use(at=101), at=101.0, **judged))
+    assert worker(exporter, "vram_beyond_limit_peak_bytes") == GIB
+    exporter.update(report(use(at=102), at=102.0, **judged))
+    assert worker(exporter, "vram_beyond_limit_peak_bytes") == 0
 
 
 def test_both_formats_say_the_same(exporter):

@@ -309,7 +309,7 @@ async def test_nonsense_values_are_unknown_and_the_rest_is_used():
 async def test_each_metric_is_asked_once_for_the_fleet_and_the_fallback_only_when_needed():
     async with scripted(saying(matrix())) as (url, seen), reading(url) as history:
         await history.read(WINDOW)
-    assert len(seen) == 9
+    assert len(seen) == 10
     assert {(request.method, request.path) for request in seen} == {
         ("POST", "/api/v1/query"),
         ("POST", "/api/v1/query_range"),
@@ -318,7 +318,8 @@ async def test_each_metric_is_asked_once_for_the_fleet_and_the_fallback_only_whe
 
     async def without_peak(_request, form) -> web.Response:
         asked.append(form["query"])
-        return web.Response(text=matrix() if "vram_peak" in form["query"] else VALID)
+        nobody = any(name in form["query"] for name in ("vram_peak", "beyond_limit"))
+        return web.Response(text=matrix() if nobody else VALID)
 
     async with scripted(without_peak) as (url, _), reading(url) as history:
         usage = await history.read(WINDOW)

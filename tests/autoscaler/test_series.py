@@ -304,25 +304,52 @@ def test_more_than_a_twentieth_throttled_is_clipped(share: float, clipped: bool)
     assert not usage.clipped[V].any()
 
 
-def test_what_was_taken_past_a_bypassed_limit_is_no_evidence_of_demand():
+def story_of_a_bypass() -> Told:
+    """Three minutes: at the limit of 30 TFLOPs, then 50 more from its last second on; its memory is at its limit."""
     times = every(15, 0, 180)
-    told = {
-        readings.COMPUTE: [(worker(), counter(0.8, times))],
+    return {
+        readings.COMPUTE: [(worker(), [(at, 0.1 * at + max(0, at - 59) / 6) for at in times])],
+        readings.COMPUTE_BEYOND: [(worker(), [(at, max(0, at - 59) / 6) for at in times])],
         readings.TFLOPS_CEILING: [(worker(), [(at, 30.0) for at in times])],
-        readings.TFLOPS_CAPACITY: [(worker(), [(0, 100.0)])],
         readings.VRAM_PEAK: [(worker(), [(at, 3.0 * GIB) for at in times])],
         readings.VRAM_CEILING: [(worker(), [(at, 3.0 * GIB) for at in times])],
+        readings.VRAM_BEYOND: [(worker(), [(at, 0.0) for at in times])],
         readings.THROTTLED: [(worker(), counter(0.5, times))],
     }
-    taken_for_demand = read(told)
-    assert taken_for_demand.peak[0, 0] == pytest.approx([80.0] * 3)
-    assert taken_for_demand.clipped[0, 0].all()
-    found = read(told | {readings.BYPASSED: [(worker(), [(at, float(at > 60)) for at in times])]})
-    assert found.peak[0, 0] == pytest.approx([80.0, 30.0, 30.0])
-    assert found.total[0, 0] == pytest.approx([80.0, 30.0, 30.0])
-    assert found.clipped[0, 0].tolist() == [True, False, False]
+
+
+def test_minutes_in_which_a_worker_goes_beyond_its_limit_tell_nothing_of_its_demand():
+    found = read(story_of_a_bypass())
+    assert found.peak[C, 0] == pytest.approx([30.0, np.nan, np.nan], nan_ok=True)
+    assert found.total[C, 0] == pytest.approx([30.0, np.nan, np.nan], nan_ok=True)
+    # At its limit it was held back; beyond it, nothing held it.
+    assert found.clipped[C, 0].tolist() == [True, False, False]
     # Its memory is within its limit, so what that tells still counts.
-    assert found.clipped[1, 0].all()
+    assert found.peak[V, 0].tolist() == [3 * GIB] * 3
+    assert found.clipped[V, 0].all()
+    assert found.last_seen.tolist() == [START + 180]
+
+
+def test_memory_beyond_its_limit_tells_nothing_of_demand_and_no_other_worker_is_silenced():
+    told = dict(story_of_a_bypass())
+    del told[readings.COMPUTE_BEYOND]
+    told[readings.VRAM_PEAK] = [
+        (worker(), [(30, 3 * GIB), (90, 15 * GIB), (150, 15 * GIB)]),
+        (worker("a-1"), [(30, 2 * GIB), (90, 2 * GIB), (150, 2 * GIB)]),
+    ]
+    told[readings.VRAM_BEYOND] = [(worker(), [(30, 0.0), (90, 11.5 * GIB), (150, 11.5 * GIB)])]
+    found = read(told)
+    assert found.peak[V, 0].tolist() == [3 * GIB, 2 * GIB, 2 * GIB]
+    assert found.peak[C, 0] == pytest.approx([30 + 300 / 360, 80.0, 80.0], rel=0.01)
+
+
+def test_a_limiters_short_overshoot_is_left_out_and_the_rest_counts():
+    told = dict(story_of_a_bypass())
+    told[readings.COMPUTE_BEYOND] = [(worker(), counter(0.004, every(15, 0, 180)))]
+    told[readings.COMPUTE] = [(worker(), counter(0.104, every(15, 0, 180)))]
+    found = read(told)
+    assert found.peak[C, 0] == pytest.approx([30.0] * 3)
+    assert found.clipped[C, 0].all()
 
 
 def test_ooms_are_summed_over_sources_and_workers_and_survive_gaps_and_restarts():
