@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from agent.enforce.steer import BURST_SECONDS, RATE_MAX, RATE_MIN, Metered, Pull, Steering, held_back, pull, steer
 from agent.enforce.tfshm_layout import (
-    CAPACITY,
     IS_ACTIVE,
-    LAST_UPDATE,
     MEM_LIMIT,
-    POD_MEMORY_USED,
-    REFILL_RATE,
-    TOKENS,
     UNLIMITED_BYTES,
     UP_LIMIT,
+    LiveSlot,
     Slot,
+    parsed_limits,
 )
 
 NEVER_UNLIMITED: Final = 99
@@ -30,6 +27,8 @@ NEVER_UNLIMITED: Final = 99
 OVERDRAFT_TOKENS: Final = 10.0
 """The dearest launch: what a limiter can owe; more than that is no price to learn from."""
 UNHINDERED_TOKENS: Final = RATE_MAX * BURST_SECONDS
+_Seen: TypeAlias = tuple[float | None, float]
+"""Utilization and tokens, as they were seen in a tick in which none were taken."""
 
 
 @dataclass(slots=True)
@@ -37,7 +36,8 @@ class Bucket:
     """`ratio` is the share of the device in force (None: no limit was set), `vram_bytes` the VRAM limit likewise.
 
     `name` is the device's UUID as it stood in the slot when it was taken up. `pulls` are how the worker pulled at its
-    compute limit in the last two ticks.
+    compute limit in the last two ticks. Hundreds of workers idle at a time, so what is found as it was left costs a
+    look and no more.
     """
 
     slot: Slot
@@ -52,9 +52,18 @@ class Bucket:
     forged: bool = False
     metered_at: float | None = None
     pulls: tuple[Pull, ...] = ()
+    _live: LiveSlot = field(init=False)
+    _full: float = UNHINDERED_TOKENS
+    """The most tokens the bucket may hold now."""
+    _right: bytes = b""
+    """The slot's limits as they were found right last; none since a limit was changed."""
+    _at_rest: _Seen | None = None
+    """What was metered in a step that changed nothing, so that the same again would change nothing either."""
+    _held: bool | None = None
 
     def __post_init__(self) -> None:
         """Remember whose slot it is: a limiter that doesn't find its device there has no limit."""
+        self._live = self.slot.live()
         self.name = self.name or self.slot.name
 
     def limit_compute(self, ratio: float, tflops: float) -> None:
@@ -64,49 +73,45 @@ class Bucket:
             rate = min(max(self.steering.rate * ratio / max(self.ratio, 1e-3), RATE_MIN), RATE_MAX)
             self.steering = Steering(rate, price, self.steering.trim)
         self.ratio, self.tflops = ratio, tflops
+        self._right, self._at_rest = b"", None
         self.slot.put_u32(UP_LIMIT, self._percent)
         self._publish()
 
     def limit_vram(self, limit_bytes: int) -> None:
         """Put a VRAM limit into force."""
-        self.vram_bytes = limit_bytes
+        self.vram_bytes, self._right = limit_bytes, b""
         self.slot.put_u64(MEM_LIMIT, limit_bytes)
 
     @property
     def vram_limit_bytes(self) -> int:
         """The VRAM limit as it stands in the file."""
-        return self.slot.u64(MEM_LIMIT)
+        return self._live.mem_limit
 
     @property
     def promised_bytes(self) -> int:
         """The VRAM that a worker may count on: what stands in the file, or what is put back there in a moment."""
-        found, ours = self.vram_limit_bytes, self.vram_bytes
-        if ours is None:
+        found, ours = self._live.mem_limit, self.vram_bytes
+        if ours is None or found == ours:
             return found
         return ours if found >= UNLIMITED_BYTES else max(found, ours)
 
     def tell_use(self, vram_bytes: int) -> None:
         """Tell the limiter what the worker holds: it judges allocations by it."""
-        self.slot.put_u64(POD_MEMORY_USED, vram_bytes)
+        if self._live.pod_memory_used != vram_bytes:
+            self._live.put_use(vram_bytes)
 
     def refill(self, at: float, now: float) -> None:
         """Add the tokens since the last refill; `at` is monotonic, `now` what the file is told (both seconds)."""
-        found = self.slot.f64(TOKENS)
-        tokens = found
-        if self.refilled_at is not None:
-            tokens = self._believed(found)
-            self.taken += max(0.0, self.left - tokens)
-        elif not math.isfinite(found):
-            tokens = 0.0
-        elapsed = 0.0 if self.refilled_at is None else min(max(at - self.refilled_at, 0.0), 1.0)
-        if self._unhindered:
-            filled = UNHINDERED_TOKENS
-        else:
-            filled = min(max(tokens, 0.0) + self.steering.rate * elapsed, self.steering.capacity)
-        if filled != found:
-            self.slot.put_f64(TOKENS, filled)
-        self.slot.put_f64(LAST_UPDATE, now)
-        self.left, self.refilled_at = filled, at
+        live = self._live
+        found = live.tokens
+        # Full and untouched it takes in nothing, whatever the time since.
+        if not found == self.left == self._full:
+            filled = self._filled(found, at)
+            if filled != found:
+                live.tokens = filled
+            self.left = filled
+        live.last_update = now
+        self.refilled_at = at
 
     def steer(self, utilization: float | None, at: float) -> None:
         """Take one tick's utilization of this worker (0..1, None: not known)."""
@@ -114,30 +119,69 @@ class Bucket:
         taken, self.taken = self.taken, 0.0
         if since is None or at <= since or self.ratio is None:
             return
-        metered = Metered(
-            utilization, taken / (at - since), self._believed(self.slot.f64(TOKENS)) / self.steering.capacity
-        )
-        self.pulls = (*self.pulls[-1:], pull(self.steering, self.ratio, metered))
-        self.steering = steer(self.steering, self.ratio, metered)
+        found = self._live.tokens
+        # Nobody took or forged any: the next step depends on these two alone.
+        seen = (utilization, found) if not taken and found == self.left else None
+        if seen is None or seen != self._at_rest:
+            full = self.steering.capacity
+            metered = Metered(utilization, taken / (at - since), self._believed(found) / full)
+            self._at_rest = seen if not self._step(metered) else None
         self._publish()
 
     def put_right(self) -> int:
         """Write again what is not as it was written; return how many limits that were."""
         wrong = 0
-        if self.ratio is not None and self.slot.u32(UP_LIMIT) != self._percent:
-            self.slot.put_u32(UP_LIMIT, self._percent)
-            wrong += 1
-        if self.vram_bytes is not None and self.slot.u64(MEM_LIMIT) != self.vram_bytes:
-            self.slot.put_u64(MEM_LIMIT, self.vram_bytes)
-            wrong += 1
-        if not self.slot.u32(IS_ACTIVE):
+        found = self.slot.limits()
+        if found != self._right:
+            wrong = self._put_limits_right(found)
+            self._right = found if not wrong else b""
+        if not self._live.is_active:
             self.slot.put_u32(IS_ACTIVE, 1)
-            wrong += 1
-        if self.slot.name != self.name:
-            self.slot.put_name(self.name)
             wrong += 1
         if self.forged:
             self.forged = False
+            wrong += 1
+        return wrong
+
+    @property
+    def throttled(self) -> bool | None:
+        """Whether the limit held the worker back lately, None where nothing is known of it."""
+        return False if self.ratio is not None and self.ratio >= 1.0 else self._held
+
+    def _filled(self, found: float, at: float) -> float:
+        """Return the tokens after a refill, and count those that were taken since the last."""
+        tokens, elapsed = found, 0.0
+        if self.refilled_at is not None:
+            tokens = self._believed(found)
+            self.taken += max(0.0, self.left - tokens)
+            elapsed = min(max(at - self.refilled_at, 0.0), 1.0)
+        elif not math.isfinite(found):
+            tokens = 0.0
+        if self._unhindered:
+            return UNHINDERED_TOKENS
+        return min(max(tokens, 0.0) + self.steering.rate * elapsed, self._full)
+
+    def _step(self, metered: Metered) -> bool:
+        """Steer by one tick's figures; return whether anything became another by it."""
+        assert self.ratio is not None
+        before = self.pulls, self.steering
+        self.pulls = (*self.pulls[-1:], pull(self.steering, self.ratio, metered))
+        self.steering = steer(self.steering, self.ratio, metered)
+        self._held = held_back(self.pulls)
+        return before != (self.pulls, self.steering)
+
+    def _put_limits_right(self, found: bytes) -> int:
+        """Judge a copy of the slot's limits, as the tenant may write between two looks; return how many were wrong."""
+        name, percent, limit_bytes = parsed_limits(found)
+        wrong = 0
+        if self.ratio is not None and percent != self._percent:
+            self.slot.put_u32(UP_LIMIT, self._percent)
+            wrong += 1
+        if self.vram_bytes is not None and limit_bytes != self.vram_bytes:
+            self.slot.put_u64(MEM_LIMIT, self.vram_bytes)
+            wrong += 1
+        if name != self.name:
+            self.slot.put_name(self.name)
             wrong += 1
         return wrong
 
@@ -149,11 +193,6 @@ class Bucket:
         return max(tokens, -self.left - OVERDRAFT_TOKENS)
 
     @property
-    def throttled(self) -> bool | None:
-        """Whether the limit held the worker back lately, None where nothing is known of it."""
-        return False if self.ratio is not None and self.ratio >= 1.0 else held_back(self.pulls)
-
-    @property
     def _unhindered(self) -> bool:
         return self.ratio is None or self.ratio >= 1.0
 
@@ -162,5 +201,10 @@ class Bucket:
         return min(max(round((self.ratio or 0.0) * 100), 1), NEVER_UNLIMITED)
 
     def _publish(self) -> None:
-        self.slot.put_f64(REFILL_RATE, RATE_MAX if self._unhindered else self.steering.rate)
-        self.slot.put_f64(CAPACITY, UNHINDERED_TOKENS if self._unhindered else self.steering.capacity)
+        """Show the refill and the capacity, where the file does not; nobody but readers depends on them."""
+        is_free = self._unhindered
+        rate = RATE_MAX if is_free else self.steering.rate
+        full = self._full = UNHINDERED_TOKENS if is_free else self.steering.capacity
+        live = self._live
+        if live.refill_rate != rate or live.capacity != full:
+            live.put_refill(rate, full)

@@ -13,9 +13,11 @@ import os
 import stat
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from agent.enforce.bus import CUTS
+
+_View = TypeVar("_View", bound=ctypes.Structure)
 
 
 class LayoutError(Exception):
@@ -31,7 +33,7 @@ class MappedFile:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self.path = path
+        self.path, self._name = path, str(path)
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             found = os.fstat(descriptor)
@@ -69,6 +71,10 @@ class MappedFile:
         """Return the double at an offset, as a view."""
         return ctypes.c_double.from_buffer(self._memory, offset)
 
+    def view(self, kind: type[_View], offset: int) -> _View:
+        """Return the fields of a structure at an offset; each is loaded and stored as a number of its own."""
+        return kind.from_buffer(self._memory, offset)
+
     def text(self, offset: int, length: int) -> str:
         """Return the bytes up to the first NUL as text; what is no ASCII is replaced."""
         return self._memory[offset : offset + length].split(b"\0", 1)[0].decode("ascii", "replace")
@@ -85,12 +91,17 @@ class MappedFile:
         """Write text and fill up with NUL; only before anybody else reads the file."""
         self._memory[offset : offset + length] = text.encode("ascii")[: length - 1].ljust(length, b"\0")
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a part of it was touched that is the file's no longer; costs no look at the file system."""
+        return CUTS.is_cut(self._start)
+
     def is_current(self) -> bool:
         """Tell whether the path still names this file, and the file is whole and always was."""
-        if CUTS.is_cut(self._start):
+        if self.is_cut:
             return False
         try:
-            found = self.path.lstat()
+            found = os.lstat(self._name)
         except OSError:
             return False
         return (found.st_ino, found.st_size) == (self.inode, len(self._memory))

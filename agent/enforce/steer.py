@@ -9,9 +9,10 @@ neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
+
+import msgspec
 
 RATE_MIN: Final = 1.0
 """Tokens per second. Upstream's controller has 10: a worker of few and large kernels can't be held at a tenth by it."""
@@ -34,8 +35,7 @@ DRY_RATIO: Final = 0.5
 """Fuller than this share of its capacity, the bucket does not hold the worker back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Steering:
+class Steering(msgspec.Struct, frozen=True, gc=False):
     """The state of one bucket: refill in tokens per second, price in tokens per second of the whole device, trim."""
 
     rate: float = RATE_START
@@ -48,8 +48,7 @@ class Steering:
         return max(CAPACITY_MIN, self.rate * BURST_SECONDS)
 
 
-@dataclass(frozen=True, slots=True)
-class Metered:
+class Metered(msgspec.Struct, frozen=True, gc=False):
     """What was metered since the last step.
 
     The worker's utilization of the device (0..1, None: not known), the tokens it took per second, and how full its
@@ -61,8 +60,7 @@ class Metered:
     fullness: float
 
 
-@dataclass(frozen=True, slots=True)
-class Pull:
+class Pull(msgspec.Struct, frozen=True, gc=False):
     """A step of a worker: what it took of its refill, what it used of its limit (1: all; None: not known).
 
     `fullness` as in `Metered`.

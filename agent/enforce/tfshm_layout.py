@@ -7,7 +7,9 @@ the epoch, tokens; `up_limit` is percent of the device. A slot's place is the de
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,44 @@ LAST_UPDATE: Final = 120
 IS_ACTIVE: Final = 128
 
 
+class LiveSlot(ctypes.Structure):
+    """A device's entry as one view, for what is read and written many times a second."""
+
+    up_limit: int
+    mem_limit: int
+    pod_memory_used: int
+    refill_rate: float
+    capacity: float
+    tokens: float
+    last_update: float
+    is_active: int
+
+    _fields_ = (
+        ("uuid", ctypes.c_ubyte * UUID_BYTES),
+        ("up_limit", ctypes.c_uint32),
+        ("mem_limit", ctypes.c_uint64),
+        ("total_cuda_cores", ctypes.c_uint32),
+        ("pod_memory_used", ctypes.c_uint64),
+        ("refill_rate", ctypes.c_double),
+        ("capacity", ctypes.c_double),
+        ("tokens", ctypes.c_double),
+        ("last_update", ctypes.c_double),
+        ("is_active", ctypes.c_uint32),
+    )
+
+    def put_use(self, vram_bytes: int) -> None:
+        """Store what the worker holds."""
+        self.pod_memory_used = vram_bytes
+
+    def put_refill(self, rate: float, capacity: float) -> None:
+        """Store how the bucket is refilled, one after the other."""
+        self.refill_rate, self.capacity = rate, capacity
+
+
+_LIMITS: Final = struct.Struct(f"{UUID_BYTES}sI4xQ")
+"""What begins a device's entry: its UUID, the compute limit, the VRAM limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One device's entry in a mapped file; the views are of the file's own memory."""
@@ -68,6 +108,14 @@ class Slot:
         """Write the UUID's whole field."""
         self.file.put_raw(self._base + UUID, field)
 
+    def live(self) -> LiveSlot:
+        """Return the view of all fields; the file stays mapped as long as it lives."""
+        return self.file.view(LiveSlot, self._base)
+
+    def limits(self) -> bytes:
+        """Return a copy of what says whose limits these are and how high; see `parsed_limits`."""
+        return self.file.raw(self._base + UUID, _LIMITS.size)
+
     def u32(self, offset: int) -> int:
         """Read one of the 32-bit fields."""
         return self.file.u32(self._base + offset).value
@@ -91,6 +139,12 @@ class Slot:
     def put_f64(self, offset: int, value: float) -> None:
         """Store one of the double fields."""
         self.file.f64(self._base + offset).value = value
+
+
+def parsed_limits(limits: bytes) -> tuple[bytes, int, int]:
+    """Return the UUID's whole field, the compute limit (percent) and the VRAM limit (bytes) of a copy."""
+    name, percent, limit_bytes = _LIMITS.unpack(limits)
+    return name, percent, limit_bytes
 
 
 def open_state(path: Path) -> MappedFile:

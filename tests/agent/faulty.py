@@ -24,7 +24,7 @@ from agent.enforce.live import LastUse
 from agent.enforce.mapped import LayoutError
 from agent.enforce.registry import chosen_backend
 from agent.enforce.tfshm import TfshmActuator
-from agent.enforce.tfshm_layout import MEM_LIMIT, UNLIMITED_BYTES, Slot, open_state, slots_of
+from agent.enforce.tfshm_layout import MEM_LIMIT, UNLIMITED_BYTES, LiveSlot, Slot, open_state, slots_of
 from agent.enforce.transition import Enforcer
 from agent.export.exporter import Exporter
 from agent.gpus import load_gpu_table
@@ -161,7 +161,9 @@ def actuator_of(agent: Agent) -> TfshmActuator:
     return one
 
 
-_STORES = frozenset(getattr(Slot, name).__code__ for name in ("put_u32", "put_u64", "put_f64"))
+_STORES = frozenset(
+    store.__code__ for store in (Slot.put_u32, Slot.put_u64, Slot.put_f64, LiveSlot.put_use, LiveSlot.put_refill)
+)
 _WRITES = frozenset({"open", "write", "flush", "fsync", "replace", "posix_fallocate", "mkdir", "link"})
 _CALLS = _WRITES | {"rename", "unlink", "close", "fchmod"}
 

@@ -85,7 +85,7 @@ def test_after_a_kill_at_any_step_of_an_apply_the_next_agent_has_one_of_the_two_
         node.kill(agent)
         if not steps.was_stopped:
             break
-    assert stop_at > 30
+    assert stop_at > 20
 
 
 def test_a_kill_at_any_step_of_the_first_tick_leaves_files_that_the_next_agent_takes_up(tmp_path: Path) -> None:

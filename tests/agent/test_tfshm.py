@@ -102,7 +102,11 @@ def test_every_offset_is_the_one_a_c_compiler_gives() -> None:
         of_slot = name.startswith("slot ")
         ours = getattr(layout, name.removeprefix("slot "))
         assert ours + (inside if of_slot else 0) == int(offset), name
+        if of_slot:
+            viewed = getattr(layout.LiveSlot, name.removeprefix("slot ").lower())
+            assert viewed.offset == ours, name
     assert len(expected) == 17
+    assert ctypes.sizeof(layout.LiveSlot) == layout.DEVICE_STRIDE
 
 
 def test_a_file_is_made_where_the_limiters_folder_waits_and_carries_the_limits(node: Node, made: Keep) -> None:
