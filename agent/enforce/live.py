@@ -20,7 +20,7 @@ class LastUse:
 
     def __call__(self, worker: Worker, uuid: str) -> Observed:
         """Return the use without limits; nothing is known of a worker that the last tick did not see there."""
-        return self._uses.get((*worker.id, uuid), _UNKNOWN)
+        return self._uses.get((worker.pod_uid, worker.container, uuid), _UNKNOWN)
 
     def tflops_of(self, uuid: str) -> float | None:
         """Return the capacity of a device in FP16 TFLOPs, None where its model is not known."""

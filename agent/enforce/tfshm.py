@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,20 +19,16 @@ from agent.enforce.actuator import Part, Surroundings, each_part
 from agent.enforce.backend import Capabilities
 from agent.enforce.bucket import Bucket
 from agent.enforce.heartbeat import Ownership
-from agent.enforce.mapped import LayoutError, MappedFile, is_name
+from agent.enforce.limiter_file import LimiterFile
+from agent.enforce.mapped import LayoutError, is_name
 from agent.enforce.tfshm_layout import (
-    DEVICE_COUNT,
-    DISCRIMINANT,
     FILE_NAME,
     HEARTBEAT,
     MEM_LIMIT,
     UNLIMITED_BYTES,
-    VERSION_2,
-    add_slot,
     create_state,
     open_state,
     slots_named,
-    slots_of,
 )
 from agent.model.applied import Applied
 from agent.model.samples import Worker, WorkerKey
@@ -43,15 +38,6 @@ from autoscaler.contract.quota import DeviceQuota, Observed
 _log = structlog.get_logger(__name__)
 REFILL_SECONDS: Final = 0.2
 """Well under the two seconds of silence that the limiter bears, and under its bucket's half second."""
-
-
-@dataclass(slots=True)
-class _File:
-    """One pod's file, whom it serves, and the buckets by device UUID."""
-
-    mapped: MappedFile
-    worker: Worker
-    buckets: dict[str, Bucket] = field(default_factory=dict)
 
 
 class TfshmActuator:
@@ -67,10 +53,10 @@ class TfshmActuator:
     ) -> None:
         self._around, self._clock, self._wall = around, clock, wall
         self._ownership = Ownership(around.state_dir, clock, wall)
-        self._files: dict[Path, _File] = {}
+        self._files: dict[tuple[str, str], LimiterFile] = {}
+        """By the pod's namespace and name, as its file lies."""
         self._restored = 0
         self._others: dict[WorkerKey, int] = {}
-        self._paths: dict[tuple[str, str], Path] = {}
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -108,7 +94,7 @@ class TfshmActuator:
             bucket = self._bucket(worker, quota.uuid)
             if bucket is None:
                 return Applied(Effect.UNSUPPORTED, Observed(), f"Unsupported: tfshm: {reason}")
-            self._put_right(self._path(worker), quota.uuid, bucket)
+            self._restored += self._files[_pod(worker)].put_right(quota.uuid, bucket)
             reason = each_part(parts, lambda part: self._limit(bucket, worker, quota, part))
             observed = self.observe(worker, quota.uuid)
         return Applied(effect, observed, reason)
@@ -119,46 +105,39 @@ class TfshmActuator:
         What a tenant wrote over a limit is put right again, so that the limit still counts.
         """
         with self._lock:
-            found = {
-                (*file.worker.id, uuid): bucket.promised_bytes
-                for file in self._files.values()
-                for uuid, bucket in file.buckets.items()
-            }
-            found = self._others | found
+            found = dict(self._others)
+            for file in self._files.values():
+                for key, bucket in file.buckets.items():
+                    found[key] = bucket.promised_bytes
         return {key: limit_bytes for key, limit_bytes in found.items() if limit_bytes < UNLIMITED_BYTES}
 
     def release(self, key: WorkerKey) -> None:
         """Leave a file alone when its last device was let go; the limits in it stay."""
         with self._lock:
             self._others.pop(key, None)
-            for path, file in list(self._files.items()):
+            for pod, file in list(self._files.items()):
                 if file.worker.id == key[:2]:
-                    file.buckets.pop(key[2], None)
+                    file.buckets.pop(key, None)
                     if not file.buckets:
-                        self._drop(path)
+                        self._drop(pod)
 
-    def turn(self, now: float) -> None:  # noqa: ARG002  the files' clock is this actuator's own
+    def turn(self, now: float) -> None:
         """Tell every limiter what its worker holds, steer its tokens, put right what a tenant changed."""
+        at = self._clock()
         with self._lock:
-            for path, file in list(self._files.items()):
-                if not file.mapped.is_current():
-                    _log.warning("limiter_file_replaced", path=str(path), then="it is looked at afresh")
-                    self._drop(path)
-                    continue
-                self._put_head_right(file)
-                for uuid, bucket in file.buckets.items():
-                    self._turn(file, uuid, bucket)
+            for pod, file in list(self._files.items()):
+                if file.was_current(now):
+                    self._restored += file.turn(self._around, at)
+                else:
+                    _log.warning("limiter_file_replaced", path=str(file.path), then="it is looked at afresh")
+                    self._drop(pod)
             self._ownership.save()
             self._beat()
 
     def throttled(self) -> Mapping[WorkerKey, bool | None]:
         """Return whether the compute limit held each worker back in the last tick."""
         with self._lock:
-            return {
-                (*file.worker.id, uuid): bucket.throttled
-                for file in self._files.values()
-                for uuid, bucket in file.buckets.items()
-            }
+            return {key: bucket.throttled for file in self._files.values() for key, bucket in file.buckets.items()}
 
     def restored(self) -> int:
         """Return how many limits were written again because somebody else had changed them."""
@@ -170,8 +149,8 @@ class TfshmActuator:
         if self._keeper is not None:
             self._keeper.join()
         with self._lock:
-            for path in list(self._files):
-                self._drop(path)
+            for pod in list(self._files):
+                self._drop(pod)
             self._ownership.save()
 
     def keep(self) -> None:
@@ -179,33 +158,7 @@ class TfshmActuator:
         at, wall = self._clock(), self._wall()
         with self._lock:
             for file in self._files.values():
-                file.mapped.u64(HEARTBEAT).value = int(wall)
-                for bucket in file.buckets.values():
-                    bucket.refill(at, wall)
-
-    def _turn(self, file: _File, uuid: str, bucket: Bucket) -> None:
-        use, capacity = self._around.live_use(file.worker, uuid), self._around.tflops_of(uuid)
-        ratio = use.tflops_used / capacity if use.tflops_used is not None and capacity else None
-        bucket.steer(ratio, self._clock())
-        if use.vram_used_bytes is not None:
-            bucket.tell_use(use.vram_used_bytes)
-        self._put_right(file.mapped.path, uuid, bucket)
-
-    def _put_head_right(self, file: _File) -> None:
-        """Have the file be of the known version, with no fewer devices than are limited in it."""
-        for offset, least in ((DISCRIMINANT, VERSION_2), (DEVICE_COUNT, len(file.buckets))):
-            found = file.mapped.u32(offset)
-            if found.value < least or (found.value > least and offset == DISCRIMINANT):
-                found.value = least
-                self._restored += 1
-                _log.warning("limits_restored", path=str(file.mapped.path), device="", changed=1)
-
-    def _put_right(self, path: Path, uuid: str, bucket: Bucket) -> None:
-        """Undo what a tenant changed before anything new is put over it, so that it is counted and told."""
-        wrong = bucket.put_right()
-        if wrong:
-            self._restored += wrong
-            _log.warning("limits_restored", path=str(path), device=uuid, changed=wrong)
+                file.keep(at, wall)
 
     def _limit(self, bucket: Bucket, worker: Worker, quota: DeviceQuota, part: Part) -> None:
         """Put one part into force, or raise LimitError with why not."""
@@ -215,36 +168,29 @@ class TfshmActuator:
         self._around.check_use(quota, self._around.live_use(worker, quota.uuid).vram_used_bytes)
         bucket.limit_vram(quota.vram_limit_bytes)
 
-    def _path(self, worker: Worker) -> Path:
-        # Asked for several times a tick for each worker, and slow to put together.
-        name = worker.namespace, worker.pod
-        path = self._paths.get(name)
-        if path is None:
-            path = self._paths[name] = self._around.tfshm_root / worker.namespace / worker.pod / FILE_NAME
-        return path
-
     def _bucket(self, worker: Worker, uuid: str) -> Bucket | None:
-        file = self._files.get(self._path(worker))
-        return None if file is None or file.worker.id != worker.id else file.buckets.get(uuid)
+        file = self._files.get((worker.namespace, worker.pod))
+        return file.buckets.get((worker.pod_uid, worker.container, uuid)) if file is not None else None
 
     def _adopt(self, worker: Worker, uuid: str) -> str:
         """Take the worker's slot on a device into keeping; return why it can't be."""
-        path = self._path(worker)
-        if not (is_name(worker.namespace) and is_name(worker.pod)):
+        pod = _pod(worker)
+        if not all(map(is_name, pod)):
             return f"{worker.namespace}/{worker.pod} is no pod's name"
+        file: LimiterFile | str | None = self._files.get(pod)
+        path = self._around.tfshm_root.joinpath(*pod, FILE_NAME)
         try:
-            file: _File | str | None = self._files.get(path)
-            if isinstance(file, _File) and not file.mapped.is_current():
-                self._drop(path)
+            if isinstance(file, LimiterFile) and not file.is_current():
+                self._drop(pod)
                 file = None
             file = file or self._take(path, worker, uuid)
+            return file if isinstance(file, str) else file.settle(worker, uuid, self._around.index_of(uuid))
         except FileNotFoundError:
             return f"no limiter's folder at {path.parent}"
         except (OSError, LayoutError) as error:
             return str(error)
-        return file if isinstance(file, str) else self._settle(file, worker, uuid)
 
-    def _take(self, path: Path, worker: Worker, uuid: str) -> _File | str:
+    def _take(self, path: Path, worker: Worker, uuid: str) -> LimiterFile | str:
         """Open (or make) a file and begin to keep it; return why it is somebody else's."""
         if not path.exists():
             self._make(path, {*worker.devices, uuid})
@@ -257,7 +203,7 @@ class TfshmActuator:
             return stranger
         for key in held:
             self._others.pop(key, None)
-        file = self._files[path] = _File(mapped, worker)
+        file = self._files[_pod(worker)] = LimiterFile(mapped, worker)
         self._ownership.own(path, owned=True)
         self._beat()
         return file
@@ -268,20 +214,6 @@ class TfshmActuator:
             self._keeper = threading.Thread(target=self._keep_on, name="tfshm", daemon=True)
             self._keeper.start()
 
-    def _settle(self, file: _File, worker: Worker, uuid: str) -> str:
-        """Begin to keep a device's slot of a file; return why not. A device that came later gets a slot now."""
-        if file.worker.id != worker.id:
-            return f"{file.mapped.path} serves container {file.worker.container!r} of this pod"
-        if uuid not in file.buckets:
-            index = self._around.index_of(uuid)
-            slot = slots_of(file.mapped).get(uuid.lower())
-            if slot is None and index is not None:
-                slot = add_slot(file.mapped, index, uuid)
-            if slot is None:
-                return f"{file.mapped.path} has no slot for {uuid}"
-            file.buckets[uuid] = Bucket(slot)
-        return ""
-
     def _make(self, path: Path, devices: set[str]) -> None:
         placed = {index: uuid for uuid in devices if (index := self._around.index_of(uuid)) is not None}
         if not placed:
@@ -289,14 +221,16 @@ class TfshmActuator:
         create_state(path, placed, self._wall())
         self._ownership.own(path, owned=True)
 
-    def _drop(self, path: Path) -> None:
-        file = self._files.pop(path)
-        self._paths.pop((file.worker.namespace, file.worker.pod), None)
-        file.buckets.clear()
-        file.mapped.close()
-        if not path.exists():
-            self._ownership.own(path, owned=False)
+    def _drop(self, pod: tuple[str, str]) -> None:
+        file = self._files.pop(pod)
+        file.close()
+        if not file.path.exists():
+            self._ownership.own(file.path, owned=False)
 
     def _keep_on(self) -> None:
         while not self._stop.wait(REFILL_SECONDS):
             self.keep()
+
+
+def _pod(worker: Worker) -> tuple[str, str]:
+    return worker.namespace, worker.pod
