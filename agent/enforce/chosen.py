@@ -32,6 +32,16 @@ class Choice:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Who serves the parts of one worker on a device; `looked` is the turn in which that was looked for."""
+
+    choices: Mapping[Part, Choice]
+    looked: int
+    compute: Actuator | None
+    vram: Actuator | None
+
+
 class ChosenBackend:
     """A `Backend` made of actuators; `order` lists the candidates by part, the best first."""
 
@@ -40,8 +50,7 @@ class ChosenBackend:
     def __init__(self, order: Mapping[Part, Sequence[Actuator]], live_use: LiveUse) -> None:
         self._order = order
         self._live_use = live_use
-        self._choices: dict[WorkerKey, dict[Part, Choice]] = {}
-        self._looked: dict[WorkerKey, int] = {}
+        self._rows: dict[WorkerKey, _Row] = {}
         self._turns = 0
 
     @property
@@ -62,15 +71,16 @@ class ChosenBackend:
     def observe(self, worker: Worker, uuid: str) -> Observed:
         """Return the limits read back from whoever holds them, beside the live use."""
         use = self._live_use(worker, uuid)
-        chosen = self._chosen(worker, uuid)
-        compute, vram = chosen[Part.COMPUTE], chosen[Part.VRAM]
-        of_compute = self._seen(compute, worker, uuid)
-        of_vram = of_compute if vram.actuator is compute.actuator else self._seen(vram, worker, uuid)
+        row = self._row(worker, uuid)
+        of_compute = row.compute.observe(worker, uuid) if row.compute is not None else _NOTHING
+        of_vram = of_compute
+        if row.vram is not row.compute:
+            of_vram = row.vram.observe(worker, uuid) if row.vram is not None else _NOTHING
         return Observed(of_compute.tflops_limit, of_vram.vram_limit_bytes, use.tflops_used, use.vram_used_bytes)
 
     def apply(self, worker: Worker, quota: DeviceQuota) -> Applied:
         """Put each part into force through whoever serves it; the effect is the slower of the two."""
-        chosen = self._chosen(worker, quota.uuid, is_asked=True)
+        chosen = self._row(worker, quota.uuid, is_asked=True).choices
         effects, reasons = [], []
         for actuator, parts in _served(chosen):
             try:
@@ -94,8 +104,7 @@ class ChosenBackend:
         """Let go of a worker everywhere; it is looked at afresh when it comes back."""
         for one in self.actuators:
             one.release(key)
-        self._choices.pop(key, None)
-        self._looked.pop(key, None)
+        self._rows.pop(key, None)
 
     def turn(self, now: float) -> None:
         """Let every actuator do what a tick asks for."""
@@ -121,8 +130,9 @@ class ChosenBackend:
 
     def serves(self, key: WorkerKey) -> str:
         """Return who serves a worker, compute before VRAM, once where it is the same; "observe" where nobody does."""
-        chosen = self._choices.get(key, {})
-        names = [choice.actuator.name for choice in chosen.values() if choice.actuator is not None]
+        row = self._rows.get(key)
+        choices = row.choices.values() if row is not None else ()
+        names = [choice.actuator.name for choice in choices if choice.actuator is not None]
         return "+".join(dict.fromkeys(names)) or "observe"
 
     def close(self) -> None:
@@ -130,22 +140,26 @@ class ChosenBackend:
         for one in self.actuators:
             one.close()
 
-    def _chosen(self, worker: Worker, uuid: str, *, is_asked: bool = False) -> dict[Part, Choice]:
+    def _row(self, worker: Worker, uuid: str, *, is_asked: bool = False) -> _Row:
         """Return who serves each part; for one that nobody serves is looked again now and then, as files appear late.
 
         `is_asked`: a limit is to be set, which is worth a look at once.
         """
-        key = (*worker.id, uuid)
-        chosen = self._choices.setdefault(key, {})
-        if chosen and not is_asked and self._turns - self._looked[key] < LOOK_TURNS:
-            return chosen
-        self._looked[key] = self._turns
-        for part in Part:
-            if part not in chosen or chosen[part].actuator is None:
-                chosen[part] = self._choose(part, worker, uuid)
-        return chosen
+        key = (worker.pod_uid, worker.container, uuid)
+        row = self._rows.get(key)
+        if row is not None:
+            is_served = row.compute is not None and row.vram is not None
+            if is_served or not (is_asked or self._turns - row.looked >= LOOK_TURNS):
+                return row
+        kept = row.choices if row is not None else {}
+        chosen = {part: self._choose(part, worker, uuid, kept.get(part)) for part in Part}
+        actuators = chosen[Part.COMPUTE].actuator, chosen[Part.VRAM].actuator
+        row = self._rows[key] = _Row(chosen, self._turns, *actuators)
+        return row
 
-    def _choose(self, part: Part, worker: Worker, uuid: str) -> Choice:
+    def _choose(self, part: Part, worker: Worker, uuid: str, before: Choice | None) -> Choice:
+        if before is not None and before.actuator is not None:
+            return before
         reasons = []
         for actuator in self._order.get(part, ()):
             try:
@@ -158,12 +172,9 @@ class ChosenBackend:
             reasons.append(f"{actuator.name}: {reach.reason or 'not for this part'}")
         return Choice(None, Effect.UNSUPPORTED, ", ".join(reasons) or "no backend is configured for it")
 
-    @staticmethod
-    def _seen(choice: Choice, worker: Worker, uuid: str) -> Observed:
-        return choice.actuator.observe(worker, uuid) if choice.actuator is not None else Observed()
-
 
 _NONE: Final = Effect.UNSUPPORTED
+_NOTHING: Final = Observed()
 
 
 def _slowest(chosen: Mapping[Part, Choice], actuator: Actuator) -> Effect:
