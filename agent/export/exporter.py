@@ -7,11 +7,11 @@ workers leave; when the ticks themselves stop, workers and devices leave too, an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Final
 
-from agent.export.exposition import END, FamilyText, Rows, family_text
-from agent.export.series import Sample, agent_samples, worker_and_device_samples
+from agent.export.exposition import END, FamilyText, family_text
+from agent.export.series import Table, agent_columns, worker_and_device_columns
 from agent.export.totals import Totals
 from agent.gpus import GpuTable
 from agent.model.beyond import Beyond
@@ -71,15 +71,12 @@ class Exporter:
         """Make the page that scrapes see from now on."""
         self._rendered_at = self._updated_at
         self._totals.turn_peaks(scraped=self._page.scraped)
-        measured = _grouped(worker_and_device_samples(report, self._totals, self._gpus))
-        page = _Page(measured, _grouped(agent_samples(report)), self._page.families)
+        measured = worker_and_device_columns(report, self._totals, self._gpus)
+        page = _Page(measured, agent_columns(report), self._page.families)
         for openmetrics in self._formats:
             page.body(openmetrics, fresh=True)
         # Swapped in whole: a scrape in another thread sees the old page or the new one.
         self._page = page
-
-
-_Table: TypeAlias = dict[str, Rows]
 
 
 class _Page:
@@ -88,29 +85,22 @@ class _Page:
     A format that nobody asked for before is rendered by its first scrape, then cached.
     """
 
-    def __init__(self, measured: _Table, own: _Table, before: dict[tuple[str, bool], FamilyText]) -> None:
-        self._measured, self._rows = measured, measured | own
+    def __init__(self, measured: Table, own: Table, before: dict[tuple[str, bool], FamilyText]) -> None:
+        self._measured, self._table = measured, measured | own
         # Copied first: a scrape in another thread may be adding to it.
-        self.families = {key: text for key, text in before.copy().items() if key[0] in self._rows}
+        self.families = {key: text for key, text in before.copy().items() if key[0] in self._table}
         self._bodies: dict[tuple[bool, bool], bytes] = {}
         self.scraped = False
 
     def body(self, openmetrics: bool, *, fresh: bool) -> bytes:
         key = (openmetrics, fresh)
         if key not in self._bodies:
-            shown = [name for name in self._rows if fresh or name not in self._measured]
+            shown = [name for name in self._table if fresh or name not in self._measured]
             texts = [self._text(name, openmetrics) for name in shown]
             self._bodies[key] = b"".join([*texts, END if openmetrics else b""])
         return self._bodies[key]
 
     def _text(self, name: str, openmetrics: bool) -> bytes:
         key = (name, openmetrics)
-        text = self.families[key] = family_text(_METRICS[name], self._rows[name], openmetrics, self.families.get(key))
+        text = self.families[key] = family_text(_METRICS[name], self._table[name], openmetrics, self.families.get(key))
         return text.body
-
-
-def _grouped(samples: Iterable[Sample]) -> _Table:
-    table: _Table = {}
-    for metric, labels, value in samples:
-        table.setdefault(metric.name, []).append((labels, value))
-    return table

@@ -13,7 +13,7 @@ from typing import Final
 
 from agent.model.beyond import Beyond
 from agent.model.samples import Attribution, NodeSample, WorkerKey
-from autoscaler.contract.quota import WorkerStatus
+from autoscaler.contract.quota import DeviceQuota, Observed
 
 DURATION_BOUNDS_SECONDS: Final = (0.00001, 0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
@@ -67,11 +67,12 @@ class AgentStats:
 class TickReport:
     """One tick, complete: measurements, quotas desired and in force, and the agent's own counters.
 
-    `generation` is that of the newest document received (None before the first); `applied` the newest generation in
-    force by worker. `throttled` says whether the limit held the worker back in this tick, None or no entry where
-    nothing can tell. `ooms` are totals by key and source; no entry where nothing can tell. `backends` name what
-    enforces a worker's quota. `credits` are in TFLOP-seconds, no entry where bursts need none. `bypassed` says who goes
-    around an effective limit, no entry where none is effective; `beyond` what is used past one, no entry where nothing.
+    `observed` has every worker that is known on a device, `desired` those for whom something was asked. `generation` is
+    that of the newest document received (None before the first); `applied` the newest generation in force by worker.
+    `throttled` says whether the limit held the worker back in this tick, None or no entry where nothing can tell.
+    `ooms` are totals by key and source; no entry where nothing can tell. `backends` name what enforces a worker's
+    quota. `credits` are in TFLOP-seconds, no entry where bursts need none. `bypassed` says who goes around an effective
+    limit, no entry where none is effective; `beyond` what is used past one, no entry where nothing.
     Times are seconds since the epoch.
     """
 
@@ -79,7 +80,8 @@ class TickReport:
     node: str
     sample: NodeSample
     attribution: Attribution
-    quotas: tuple[WorkerStatus, ...] = ()
+    desired: Mapping[WorkerKey, DeviceQuota] = field(default_factory=dict)
+    observed: Mapping[WorkerKey, Observed] = field(default_factory=dict)
     generation: int | None = None
     applied: Mapping[WorkerKey, int] = field(default_factory=dict)
     throttled: Mapping[WorkerKey, bool | None] = field(default_factory=dict)

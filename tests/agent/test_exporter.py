@@ -6,12 +6,13 @@ import math
 import shutil
 import subprocess
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -19,20 +20,28 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from agent.export.exporter import Exporter
 from agent.export.exposition import END, family_text
+from agent.export.series import Column
 from agent.gpus import load_gpu_table
 from agent.model.beyond import Beyond
-from agent.model.report import AgentStats, DurationRecorder, SourceStats, TickReport
+from agent.model.report import (
+    DURATION_BOUNDS_SECONDS,
+    AgentStats,
+    DurationRecorder,
+    Durations,
+    SourceStats,
+    TickReport,
+)
 from agent.model.samples import Attribution, DeviceSample, NodeSample, Unattributed, Worker, WorkerUse
-from autoscaler.contract.keys import Effect, QoS
+from autoscaler.contract.keys import QoS
 from autoscaler.contract.metrics import (
     AGENT_METRICS,
+    AGENT_NVML_CALL_SECONDS,
     DEVICE_METRICS,
     WORKER_COMPUTE_SECONDS,
-    WORKER_LABELS,
     WORKER_METRICS,
     WORKER_VRAM_USED,
 )
-from autoscaler.contract.quota import DeviceQuota, DeviceStatus, Observed, WorkerStatus
+from autoscaler.contract.quota import DeviceQuota, Observed
 
 GIB = 1024**3
 WORKER = Worker("uid-a", "team", "pod-a", "main", "work", QoS.HIGH)
@@ -77,7 +86,6 @@ def report(*uses, at=100.0, device=DEVICE, **more):
 
 
 def full_report():
-    status = DeviceStatus("GPU-a", True, Effect.IMMEDIATE, Observed(38.0, 7 * GIB), QUOTA)
     durations = DurationRecorder()
     durations.observe(0.002)
     stats = AgentStats(
@@ -89,7 +97,8 @@ def full_report():
     )
     return report(
         use(at=99.5),
-        quotas=(WorkerStatus("uid-a", "team", "pod-a", "work", (status,), "main"),),
+        desired={KEY: QUOTA},
+        observed={KEY: Observed(38.0, 7 * GIB)},
         generation=7,
         applied={KEY: 6},
         throttled={KEY: True},
@@ -271,9 +280,10 @@ def replace_uuid(quota):
 
 
 def test_a_quota_without_a_container_is_that_of_the_pods_worker(exporter):
-    status = DeviceStatus("GPU-a", False, Effect.UNSUPPORTED, Observed(), QUOTA, "NoBackend")
-    exporter.update(report(use(), quotas=(WorkerStatus("uid-a", "team", "pod-a", "work", (status,)),), generation=3))
+    pods = ("uid-a", "", "GPU-a")
+    exporter.update(report(use(), desired={pods: QUOTA}, observed={pods: Observed(30.0)}, generation=3))
     assert (worker(exporter, "tflops_limit"), worker(exporter, "quota_generation")) == (40, 3)
+    assert worker(exporter, "effective_tflops_limit") == 30
     assert worker(exporter, "quota_applied_generation") is None
 
 
@@ -325,26 +335,51 @@ def test_durations_are_counted_in_cumulative_buckets(exporter):
     assert found[name + "_sum", (node,)] == pytest.approx(0.002)
 
 
+# Both zeros are written alike.
+VALUES = {
+    WORKER_VRAM_USED: (GaugeMetricFamily, st.floats().map(lambda value: value + 0.0)),
+    WORKER_COMPUTE_SECONDS: (CounterMetricFamily, st.integers(0, 2**70)),
+    AGENT_NVML_CALL_SECONDS: (
+        HistogramMetricFamily,
+        st.builds(
+            Durations,
+            st.tuples(*[st.integers(0, 9)] * (len(DURATION_BOUNDS_SECONDS) + 1)),
+            st.floats(0, 9).map(lambda value: value + 0.0),
+        ),
+    ),
+}
 LABEL = st.text(st.characters(codec="utf-8"), max_size=4)
-ROWS = st.dictionaries(st.tuples(*[LABEL] * len(WORKER_LABELS)), st.floats(), max_size=4)
-
-
-@given(
-    st.lists(ROWS, min_size=1, max_size=4), st.booleans(), st.sampled_from([WORKER_VRAM_USED, WORKER_COMPUTE_SECONDS])
+TABLES = st.sampled_from(list(VALUES)).flatmap(
+    lambda metric: st.tuples(
+        st.just(metric),
+        st.lists(
+            st.dictionaries(st.tuples(*[LABEL] * len(metric.labels)), VALUES[metric][1], max_size=4),
+            min_size=1,
+            max_size=4,
+        ),
+    )
 )
-def test_a_family_written_from_the_lines_before_is_what_prometheus_client_writes(tables, openmetrics, metric):
-    text = None
+
+
+@given(TABLES, st.booleans())
+def test_a_family_written_from_the_lines_before_is_what_prometheus_client_writes(drawn, openmetrics):
+    (metric, tables), text = drawn, None
     for table in tables:
-        text = family_text(metric, list(table.items()), openmetrics, text)
-        family = (CounterMetricFamily if metric is WORKER_COMPUTE_SECONDS else GaugeMetricFamily)(
-            metric.name, metric.help, labels=metric.labels
-        )
+        text = family_text(metric, Column(list(table), list(table.values())), openmetrics, text)
+        family = VALUES[metric][0](metric.name, metric.help, labels=metric.labels)
         for labels, value in table.items():
-            family.add_metric(labels, value)
+            family.add_metric(labels, *as_prometheus_client_takes(value))
         registry = CollectorRegistry()
         registry.register(Ready(family))
         write = generate_openmetrics if openmetrics else generate_latest
         assert text.body == write(registry).removesuffix(END)
+
+
+def as_prometheus_client_takes(value):
+    if not isinstance(value, Durations):
+        return (value,)
+    bounds = [*map(str, DURATION_BOUNDS_SECONDS), "+Inf"]
+    return list(zip(bounds, accumulate(value.counts), strict=True)), value.total_seconds
 
 
 class Ready(Collector):
