@@ -1,7 +1,8 @@
 """Several actuators as one backend: for every worker and device the first that reaches it, for each part on its own.
 
-Once chosen, an actuator stays a worker's: two that hold the same limit would fight. Where none reaches a part, the
-worker is measured only, and the reason lists what each one said.
+Once chosen, an actuator stays a worker's: two that hold the same limit would fight. One that lost its worker (a file
+that was spoilt, a daemon that ended) is looked for again, and only that one. Where none reaches a part, the worker is
+measured only, and the reason lists what each one said.
 """
 
 from __future__ import annotations
@@ -20,26 +21,40 @@ from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
 _log = structlog.get_logger(__name__)
-LOOK_TURNS: Final = 5
+NOBODY: Final = "observe"
+"""Who serves what nobody serves."""
+SPREAD: Final = 16
+"""Parts of that time over which the looks for many workers are spread."""
+LOOK_SECONDS: Final = 5.0
+"""Time between two looks for who serves a worker that nobody serves: files and processes appear late."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Who serves one part of a worker on a device, None with the reasons where nobody does."""
+    """Who serves one part of a worker on a device, None with the reasons where nobody does.
+
+    An actuator whose effect is unsupported served it before, and has lost it.
+    """
 
     actuator: Actuator | None
     effect: Effect
     reason: str = ""
 
+    @property
+    def is_served(self) -> bool:
+        """Whether anybody serves the part now."""
+        return self.effect is not Effect.UNSUPPORTED
 
-@dataclass(frozen=True, slots=True)
+
 class _Row:
-    """Who serves the parts of one worker on a device; `looked` is the turn in which that was looked for."""
+    """Who serves the parts of one worker on a device, and when that was looked for; what a tick asks is made once."""
 
-    choices: Mapping[Part, Choice]
-    looked: int
-    compute: Actuator | None
-    vram: Actuator | None
+    def __init__(self, choices: Mapping[Part, Choice], looked_at: float) -> None:
+        served = [choice.actuator.name for choice in choices.values() if choice.actuator and choice.is_served]
+        self.choices, self.looked_at = choices, looked_at
+        self.compute, self.vram = choices[Part.COMPUTE].actuator, choices[Part.VRAM].actuator
+        self.is_served = len(served) == len(choices)
+        self.names = "+".join(dict.fromkeys(served)) or NOBODY
 
 
 class ChosenBackend:
@@ -51,7 +66,7 @@ class ChosenBackend:
         self._order = order
         self._live_use = live_use
         self._rows: dict[WorkerKey, _Row] = {}
-        self._turns = 0
+        self._now = 0.0
 
     @property
     def actuators(self) -> tuple[Actuator, ...]:
@@ -80,8 +95,9 @@ class ChosenBackend:
 
     def apply(self, worker: Worker, quota: DeviceQuota) -> Applied:
         """Put each part into force through whoever serves it; the effect is the slower of the two."""
-        chosen = self._row(worker, quota.uuid, is_asked=True).choices
-        effects, reasons = [], []
+        row = self._row(worker, quota.uuid, is_asked=True)
+        chosen = row.choices
+        effects, reasons, lost = list[Effect](), list[str](), dict[str, str]()
         for actuator, parts in _served(chosen):
             try:
                 applied = actuator.apply(worker, quota, parts)
@@ -90,6 +106,10 @@ class ChosenBackend:
                 applied = Applied(_slowest(chosen, actuator), Observed(), f"BackendFailed: {actuator.name}: {error}")
             effects.append(applied.effect)
             reasons += [applied.reason] if applied.reason else []
+            if applied.effect is Effect.UNSUPPORTED:
+                lost[actuator.name] = applied.reason
+        if lost:
+            self._rows[(*worker.id, quota.uuid)] = _Row(_without(chosen, lost), self._now)
         for part, choice in chosen.items():
             if choice.actuator is None:
                 effects.append(Effect.UNSUPPORTED)
@@ -108,7 +128,7 @@ class ChosenBackend:
 
     def turn(self, now: float) -> None:
         """Let every actuator do what a tick asks for."""
-        self._turns += 1
+        self._now = now
         for one in self.actuators:
             try:
                 one.turn(now)
@@ -131,9 +151,7 @@ class ChosenBackend:
     def serves(self, key: WorkerKey) -> str:
         """Return who serves a worker, compute before VRAM, once where it is the same; "observe" where nobody does."""
         row = self._rows.get(key)
-        choices = row.choices.values() if row is not None else ()
-        names = [choice.actuator.name for choice in choices if choice.actuator is not None]
-        return "+".join(dict.fromkeys(names)) or "observe"
+        return row.names if row is not None else NOBODY
 
     def close(self) -> None:
         """Stop working; what is in force stays."""
@@ -147,30 +165,55 @@ class ChosenBackend:
         """
         key = (worker.pod_uid, worker.container, uuid)
         row = self._rows.get(key)
-        if row is not None:
-            is_served = row.compute is not None and row.vram is not None
-            if is_served or not (is_asked or self._turns - row.looked >= LOOK_TURNS):
-                return row
+        if row is not None and (row.is_served or not (is_asked or not 0.0 <= self._now - row.looked_at < LOOK_SECONDS)):
+            return row
+        reach = _Reach(worker, uuid)
         kept = row.choices if row is not None else {}
-        chosen = {part: self._choose(part, worker, uuid, kept.get(part)) for part in Part}
-        actuators = chosen[Part.COMPUTE].actuator, chosen[Part.VRAM].actuator
-        row = self._rows[key] = _Row(chosen, self._turns, *actuators)
+        chosen = {part: self._choose(part, reach, kept.get(part)) for part in Part}
+        # Hundreds of workers may come at once: they are spread, so that later looks do not come at once too.
+        early = 0.0 if row is not None else len(self._rows) * LOOK_SECONDS / SPREAD % LOOK_SECONDS
+        row = self._rows[key] = _Row(chosen, self._now - early)
         return row
 
-    def _choose(self, part: Part, worker: Worker, uuid: str, before: Choice | None) -> Choice:
-        if before is not None and before.actuator is not None:
+    def _choose(self, part: Part, reach: _Reach, before: Choice | None) -> Choice:
+        if before is not None and before.is_served:
             return before
+        holder = before.actuator if before is not None else None
         reasons = []
-        for actuator in self._order.get(part, ()):
-            try:
-                reach = actuator.reach(worker, uuid)
-            except OSError as error:
-                reach = Capabilities(Effect.UNSUPPORTED, Effect.UNSUPPORTED, str(error))
-            effect = _effect(reach, part)
+        for actuator in (holder,) if holder is not None else self._order.get(part, ()):
+            found = reach(actuator)
+            effect = _effect(found, part)
             if effect is not Effect.UNSUPPORTED:
                 return Choice(actuator, effect)
-            reasons.append(f"{actuator.name}: {reach.reason or 'not for this part'}")
-        return Choice(None, Effect.UNSUPPORTED, ", ".join(reasons) or "no backend is configured for it")
+            reasons.append(f"{actuator.name}: {found.reason or 'not for this part'}")
+        return Choice(holder, Effect.UNSUPPORTED, ", ".join(reasons) or "no backend is configured for it")
+
+
+class _Reach:
+    """What each actuator says of one worker on a device, asked once."""
+
+    def __init__(self, worker: Worker, uuid: str) -> None:
+        self._worker, self._uuid = worker, uuid
+        self._said: dict[str, Capabilities] = {}
+
+    def __call__(self, actuator: Actuator) -> Capabilities:
+        said = self._said.get(actuator.name)
+        if said is None:
+            try:
+                said = actuator.reach(self._worker, self._uuid)
+            except OSError as error:
+                said = Capabilities(Effect.UNSUPPORTED, Effect.UNSUPPORTED, str(error))
+            self._said[actuator.name] = said
+        return said
+
+
+def _without(chosen: Mapping[Part, Choice], lost: Mapping[str, str]) -> dict[Part, Choice]:
+    """Return the choices where some actuators have lost their worker, by name and with the reason."""
+    names = {part: choice.actuator.name if choice.actuator is not None else "" for part, choice in chosen.items()}
+    return {
+        part: Choice(choice.actuator, Effect.UNSUPPORTED, lost[names[part]]) if names[part] in lost else choice
+        for part, choice in chosen.items()
+    }
 
 
 _NONE: Final = Effect.UNSUPPORTED

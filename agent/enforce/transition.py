@@ -28,6 +28,8 @@ _RANK: Final = {qos: rank for rank, qos in enumerate(FIRST_IN_LINE)}
 class _Held:
     asked: DeviceQuota
     applied: Applied
+    by: str
+    """Who served the worker then."""
 
 
 class _Books:
@@ -97,7 +99,11 @@ class Enforcer:
         held, wanted = self._held.get(key), share.effective
         if held is None or held.asked != wanted:
             return None
-        if held.applied.effect in EFFECTIVE_NOW and not (held.applied.in_force and _meets(observed, wanted)):
+        if held.applied.effect in EFFECTIVE_NOW:
+            if not (held.applied.in_force and _meets(observed, wanted)):
+                return None
+        elif held.by != self.backend.serves(key):
+            # What could not be reached, or not so well, may be by now: a limiter comes later than its quota.
             return None
         return Applied(held.applied.effect, observed, held.applied.reason)
 
@@ -117,7 +123,7 @@ class Enforcer:
             applied = Applied(self.capabilities.vram, observed, f"BackendFailed: {self.backend.name}: {error}")
         if held_back and not applied.reason:
             applied = msgspec.structs.replace(applied, reason=held_back)
-        held, self._held[key] = self._held.get(key), _Held(share.effective, applied)
+        held, self._held[key] = self._held.get(key), _Held(share.effective, applied, self.backend.serves(key))
         if held is None or (held.asked, held.applied.reason) != (share.effective, applied.reason):
             self._attempts.append(applied)
         return applied

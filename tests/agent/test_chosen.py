@@ -8,7 +8,7 @@ import pytest
 
 from agent.enforce.actuator import BOTH, Part
 from agent.enforce.backend import Capabilities
-from agent.enforce.chosen import LOOK_TURNS, ChosenBackend
+from agent.enforce.chosen import LOOK_SECONDS, ChosenBackend
 from agent.model.applied import Applied
 from agent.model.samples import Worker
 from autoscaler.contract.keys import Effect
@@ -168,14 +168,61 @@ class Counting(Actuator):
 def test_for_a_worker_out_of_reach_is_looked_now_and_then_and_at_once_when_it_is_to_be_limited() -> None:
     absent = Counting("absent")
     backend = chosen([absent], [])
-    for _ in range(LOOK_TURNS):
+    for tenth in range(int(LOOK_SECONDS * 10)):
+        backend.turn(100.0 + tenth / 10)
         backend.observe(ONE, GPU)
-        backend.turn(0.0)
-    assert absent.looks == 1
+    looks = absent.looks
+    assert looks <= 2  # one before the clock was known
+    backend.turn(100.0 + LOOK_SECONDS)
     backend.observe(ONE, GPU)
-    assert absent.looks == 2
+    assert absent.looks == looks + 1
     backend.apply(ONE, QUOTA)
-    assert absent.looks >= 3
+    assert absent.looks == looks + 2
+
+
+def test_an_actuator_that_is_asked_for_both_parts_is_asked_once_a_look() -> None:
+    absent = Counting("absent")
+    chosen([absent], [absent]).observe(ONE, GPU)
+    assert absent.looks == 1
+
+
+def test_looks_for_many_workers_that_came_at_once_are_spread() -> None:
+    absent = Counting("absent")
+    backend = chosen([absent], [])
+    many = [Worker(f"uid-{number}", "chat", "a", "main", "load") for number in range(160)]
+    looks = []
+    for second in range(20):
+        backend.turn(float(second))
+        before = absent.looks
+        for one in many:
+            backend.observe(one, GPU)
+        looks.append(absent.looks - before)
+    assert looks[0] == 160
+    assert max(looks[1:]) <= 160 / 2
+    assert sum(looks[1:]) <= 160 * 5
+
+
+def test_an_actuator_that_lost_its_worker_is_looked_for_again_and_no_other_takes_its_place() -> None:
+    class Losing(Counting):
+        def apply(self, worker: Worker, quota: DeviceQuota, parts: frozenset[Part]) -> Applied:
+            if self.reached.vram is Effect.UNSUPPORTED:
+                return Applied(Effect.UNSUPPORTED, Observed(), "Unsupported: its file is spoilt")
+            return super().apply(worker, quota, parts)
+
+    limiter, other = (
+        Losing("limiter", Effect.IMMEDIATE, Effect.NEXT_ALLOC),
+        Counting("other", Effect.IMMEDIATE, Effect.NEXT_ALLOC),
+    )
+    backend = chosen([limiter, other], [limiter, other])
+    assert backend.apply(ONE, QUOTA).in_force
+    at_hand, limiter.reached = limiter.reached, Capabilities(Effect.UNSUPPORTED, Effect.UNSUPPORTED, "spoilt")
+    assert backend.apply(ONE, QUOTA).effect is Effect.UNSUPPORTED
+    assert backend.serves(KEY) == "observe"
+    limiter.reached = at_hand
+    backend.turn(LOOK_SECONDS)
+    backend.observe(ONE, GPU)
+    assert backend.serves(KEY) == "limiter"
+    assert (other.looks, other.asked) == (0, [])
 
 
 def test_who_is_held_back_is_told_by_those_who_can_tell() -> None:
