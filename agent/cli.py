@@ -20,9 +20,9 @@ from rich.table import Table
 
 from agent.enforce.backend import BackendError
 from agent.enforce.live import LastUse
-from agent.enforce.registry import candidates
 from agent.gpus import GpuTable, load_gpu_table
 from agent.model.samples import DeviceSource, SourceError
+from agent.probing import probe_all
 from agent.quotas.states import device_infos
 from agent.quotas.store import StoreError
 from agent.record import capture
@@ -127,7 +127,7 @@ def probe(
             problem = str(error)
         is_real = simulate is None and replay is None and not problem
         around = surroundings(_settings({"node": "probed"}), LastUse(), has_driver=is_real)
-        backends = {name: one.probe() for name, one in candidates(around).items()}
+        backends = probe_all(around)
         _show(
             output,
             {"devices": devices, "backends": backends, "problem": problem},

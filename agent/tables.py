@@ -7,22 +7,22 @@ from typing import Final
 
 from rich.table import Table
 
-from agent.enforce.backend import Capabilities
+from agent.probing import Found
 from autoscaler.contract.quota import DeviceInfo, DeviceStatus, QuotaStatus
 
 _GIB: Final = 1 << 30
 _UNKNOWN: Final = "?"
 
 
-def probe_tables(devices: Sequence[DeviceInfo], backends: Mapping[str, Capabilities]) -> tuple[Table, ...]:
+def probe_tables(devices: Sequence[DeviceInfo], backends: Mapping[str, Found]) -> tuple[Table, ...]:
     """Return the tables of `tf-agent probe`."""
     found = Table("DEVICE", "MODEL", "TFLOPS", "VRAM", "HEALTH", box=None)
     for device in devices:
         health = ("ok; " + device.reason).removesuffix("; ") if device.healthy else device.reason
         found.add_row(device.uuid, device.model, _tflops(device.tflops), _gib(device.vram_total_bytes), health)
-    able = Table("BACKEND", "COMPUTE", "VRAM", "REASON", box=None)
-    for name, capabilities in backends.items():
-        able.add_row(name, capabilities.compute.value, capabilities.vram.value, capabilities.reason)
+    able = Table("BACKEND", "COMPUTE", "VRAM", "REASON", "NEEDS", "NOT HERE", box=None)
+    for name, one in backends.items():
+        able.add_row(name, one.compute.value, one.vram.value, one.reason, ", ".join(one.needs), ", ".join(one.lacks))
     return (found, able) if devices else (able,)
 
 

@@ -13,9 +13,14 @@ from typing import Final
 import msgspec
 import structlog
 
+from agent.enforce.backend import Capabilities
+from autoscaler.contract.keys import Effect
+
 _log = structlog.get_logger(__name__)
 FREEZE_FILE: Final = "cgroup.freeze"
 BOOK_NAME: Final = "frozen.json"
+VERSION_2_FILE: Final = "cgroup.controllers"
+"""In every folder of a cgroup v2 tree, in none of version 1."""
 
 
 class Freezer:
@@ -25,6 +30,12 @@ class Freezer:
         self._root, self._book, self._cgroup_of = root, state_dir / BOOK_NAME, cgroup_of
         self._frozen: dict[tuple[str, str], str] = {}
         self._written = b""
+
+    def probe(self) -> Capabilities:
+        """Return whether containers could be stopped here: `immediate` is a stop, no share."""
+        if not (self._root / VERSION_2_FILE).is_file():
+            return Capabilities(Effect.UNSUPPORTED, Effect.UNSUPPORTED, f"{self._root} is no tree of cgroup v2")
+        return Capabilities(Effect.IMMEDIATE, Effect.UNSUPPORTED, "stops for seconds, and only with --freeze")
 
     def recover(self) -> None:
         """Thaw what an earlier run left frozen."""
