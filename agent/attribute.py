@@ -28,6 +28,7 @@ OVERLAP: Final = 1.05
 
 _N = TypeVar("_N", int, float)
 _Seen: TypeAlias = frozenset[WorkerKey]
+_Groups: TypeAlias = dict[WorkerKey, tuple[Worker, list[ProcessUse]]]
 
 
 def attribute(
@@ -41,70 +42,59 @@ def attribute(
     `previous` is the last tick's attribution (which workers were seen where), `placed` the (pod_uid, container, uuid)
     that quotas name, with an empty container for the only one of a pod.
     """
-    workers = {worker.id: worker for worker in directory.workers()}
+    workers = {(worker.pod_uid, worker.container): worker for worker in directory.workers()}
     before: _Seen = previous.seen if previous is not None else frozenset()
-    seen = before | _resolved(placed, workers)
     active = [(device, _by_worker(device, directory)) for device in sample.devices if device.healthy]
-    busy = {(*name, device.uuid) for device, groups in active for name in groups}
-    at_home = _by_device(seen - busy, workers)
+    busy = frozenset[WorkerKey]().union(*(groups for _, groups in active))
+    present = {device.uuid for device in sample.devices}
+    idle = [
+        key for key in sorted((before | _resolved(placed, workers)) - busy) if key[:2] in workers and key[2] in present
+    ]
+    at_home: dict[str, list[Worker]] = {}
+    for key in idle:
+        at_home.setdefault(key[2], []).append(workers[key[:2]])
     uses: list[WorkerUse] = []
     rest = []
     for device, groups in active:
         own = _uses(device, groups, at_home.get(device.uuid, ()))
         uses += own
         rest.append(_unattributed(device, own))
-    present = {device.uuid for device in sample.devices}
-    kept = frozenset(busy.union(key for key in seen if key[:2] in workers and key[2] in present))
+    seen = busy.union(idle)
     # The same set is the same object, so that who compares it next is done at once.
-    return Attribution(sample.at, tuple(uses), tuple(rest), before if kept == before else kept)
+    return Attribution(sample.at, tuple(uses), tuple(rest), before if seen == before else seen)
 
 
-def _by_worker(device: DeviceSample, directory: ProcessDirectory) -> dict[WorkerId, tuple[Worker, list[ProcessUse]]]:
-    groups: dict[WorkerId, tuple[Worker, list[ProcessUse]]] = {}
+def _by_worker(device: DeviceSample, directory: ProcessDirectory) -> _Groups:
+    groups: _Groups = {}
     for process in device.processes:
         worker = directory.worker_of(process.pid)
-        if worker is None:
-            continue
-        name = (worker.pod_uid, worker.container)
-        group = groups.get(name)
-        if group is None:
-            groups[name] = (worker, [process])
-        else:
-            group[1].append(process)
+        if worker is not None:
+            key = (worker.pod_uid, worker.container, device.uuid)
+            if key in groups:
+                groups[key][1].append(process)
+            else:
+                groups[key] = (worker, [process])
     return groups
 
 
-def _by_device(seen: _Seen, workers: Mapping[WorkerId, Worker]) -> dict[str, list[Worker]]:
-    """Return the known workers of each device, in a steady order."""
-    placed: dict[str, list[Worker]] = {}
-    for pod_uid, container, uuid in sorted(seen):
-        worker = workers.get((pod_uid, container))
-        if worker is not None:
-            placed.setdefault(uuid, []).append(worker)
-    return placed
-
-
-def _uses(
-    device: DeviceSample, active: Mapping[WorkerId, tuple[Worker, list[ProcessUse]]], idle: Iterable[Worker]
-) -> list[WorkerUse]:
-    workers = [worker for worker, _ in active.values()]
-    ratios = [_total([process.compute_ratio for process in processes], 1.0) for _, processes in active.values()]
+def _uses(device: DeviceSample, active: _Groups, idle: Iterable[Worker]) -> list[WorkerUse]:
+    groups = [processes for _, processes in active.values()]
+    ratios = _added([[process.compute_ratio for process in own] for own in groups], 1.0)
     if _is_alone(device, active):
         ratios = [device.compute_ratio]
-    most = device.vram_total_bytes
-    vram = [_total([process.vram_bytes for process in processes], most) for _, processes in active.values()]
+    vram = _added([[process.vram_bytes for process in own] for own in groups], device.vram_total_bytes)
     # Without a process list only a device at rest proves that nobody computed, and nothing proves empty memory.
     resting = 0.0 if device.processes_known or device.compute_ratio == 0 else None
     vram_bytes = 0 if device.processes_known else None
     uuid, at = device.uuid, device.sampled_at
     uses = [
         WorkerUse(worker, uuid, at, ratio, used)
-        for worker, ratio, used in zip(workers, _rescaled(ratios, device.compute_ratio), vram, strict=True)
+        for (worker, _), ratio, used in zip(active.values(), _rescaled(ratios, device.compute_ratio), vram, strict=True)
     ]
     return uses + [WorkerUse(worker, uuid, at, resting, vram_bytes) for worker in idle]
 
 
-def _is_alone(device: DeviceSample, active: Mapping[WorkerId, tuple[Worker, list[ProcessUse]]]) -> bool:
+def _is_alone(device: DeviceSample, active: _Groups) -> bool:
     """Return whether every process is one worker's, on a device (a MIG instance, say) that tells of none its use."""
     return (
         len(active) == 1
@@ -115,7 +105,7 @@ def _is_alone(device: DeviceSample, active: Mapping[WorkerId, tuple[Worker, list
 
 
 def _rescaled(ratios: list[float | None], device_ratio: float | None) -> list[float | None]:
-    total = sum(ratio for ratio in ratios if ratio is not None)
+    total = sum([ratio for ratio in ratios if ratio is not None])
     if device_ratio is None or total <= device_ratio * OVERLAP:
         return ratios
     factor = device_ratio * OVERLAP / total
@@ -130,12 +120,15 @@ def _unattributed(device: DeviceSample, uses: list[WorkerUse]) -> Unattributed:
     )
 
 
-def _total(parts: Sequence[_N | None], most: _N) -> _N | None:
-    """Add up; one unknown part makes the total unknown."""
-    if len(parts) == 1:
-        return None if parts[0] is None else min(most, parts[0])
+def _added(parts: Iterable[Sequence[_N | None]], most: _N) -> list[_N | None]:
+    """Add up each worker's processes; one unknown part makes its total unknown."""
+    totals = [part[0] if len(part) == 1 else _total(part) for part in parts]
+    return [most if total is not None and total > most else total for total in totals]
+
+
+def _total(parts: Sequence[_N | None]) -> _N | None:
     known = [part for part in parts if part is not None]
-    return min(most, sum(known)) if len(known) == len(parts) else None
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _remainder(whole: _N | None, parts: Sequence[_N | None]) -> _N | None:
