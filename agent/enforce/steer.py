@@ -9,7 +9,6 @@ neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Final
 
 import msgspec
@@ -112,11 +111,16 @@ def held_back(pulls: Sequence[Pull]) -> bool | None:
     below its share whose bucket ran dry waits for steering, not for a limit. One step says nothing: refills and the
     driver's samples are not in step, so what was taken in one shows as used in the next.
     """
-    used = [one.of_limit for one in pulls if one.of_limit is not None]
-    if len(used) < len(pulls) or len(pulls) < 2:
+    count, of_refill, of_limit, is_dry = len(pulls), 0.0, 0.0, True
+    for one in pulls:
+        if one.of_limit is None:
+            return None
+        of_refill += one.of_refill
+        of_limit += one.of_limit
+        is_dry = is_dry and one.fullness < DRY_RATIO
+    if count < 2:
         return None
-    is_dry = all(one.fullness < DRY_RATIO for one in pulls)
-    return is_dry and fmean(one.of_refill for one in pulls) >= HELD_RATIO and fmean(used) >= HELD_RATIO
+    return is_dry and of_refill / count >= HELD_RATIO and of_limit / count >= HELD_RATIO
 
 
 def _bounded(rate: float) -> float:
