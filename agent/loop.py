@@ -21,7 +21,7 @@ from agent.enforce.transition import Enforcer
 from agent.evidence.witness import Signs, Throttled, Witness
 from agent.export.exporter import Exporter
 from agent.govern.lending import Lending
-from agent.govern.pool import Claim, Layout, Room, Share, claims, govern, lay_out, rooms
+from agent.govern.pool import Claim, Layout, Room, Share, claims, govern, lay_out, rooms, within_limits
 from agent.gpus import GpuTable
 from agent.model.applied import Applied
 from agent.model.exits import Exit
@@ -208,17 +208,18 @@ class Agent:
         self._parts.live_use.update(attribution, sample, tflops)
         layout = self._layout = lay_out(self._document, workers, attribution, self._layout)
         totals = {device.uuid: device.vram_total_bytes for device in sample.devices if device.healthy}
+        before, backend = self._scene, self._parts.enforcer.backend
+        in_force = before.applied if before is not None else {}
         wanted = claims(layout, attribution, self._lending.working_bytes(layout, attribution, totals))
+        wanted = within_limits(wanted, in_force, backend.observe)
         room_of = rooms(sample, wanted)
-        before = self._scene
         # Memory moves less often than time: what it was governed from is mostly what it was the tick before.
         same = before is not None and before.governed == (wanted, room_of)
         granted = before.granted if before is not None and same else govern(wanted, room_of)
-        in_force = before.applied if before is not None else {}
         shares = self._lending.share_time(layout, granted, attribution, in_force, tflops)
         started = self._timer()
         # First what others changed since: what was cut or replaced must not be called in force.
-        self._parts.enforcer.backend.turn(sample.at)
+        backend.turn(sample.at)
         # Then those without a share: what they hold from before has to be known before anybody grows.
         unasked = self._parts.enforcer.observed(attribution, layout.places)
         applied = self._parts.enforcer.enforce(shares, totals, layout.present)

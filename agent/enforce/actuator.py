@@ -64,13 +64,16 @@ class Surroundings:
             raise LimitError(f"UnknownModel: {reason}")
         return min(quota.tflops_limit / capacity, 1.0)
 
-    def check_use(self, quota: DeviceQuota, used_bytes: int | None) -> None:
-        """Let a VRAM limit pass that is not below what is in use, or may be.
+    def check_use(self, quota: DeviceQuota, used_bytes: int | None, standing_bytes: int | None = None) -> None:
+        """Let a VRAM limit pass that is not below what is in use, or may be, or not below the one that stands.
 
         Raises:
             LimitError: it is, and nobody forced it.
         """
-        if used_bytes is not None and quota.vram_limit_bytes < used_bytes and not self.shrink_below_use:
+        takes_nothing = standing_bytes is not None and quota.vram_limit_bytes >= standing_bytes
+        if used_bytes is None or self.shrink_below_use or takes_nothing:
+            return
+        if quota.vram_limit_bytes < used_bytes:
             raise LimitError(f"VRAMInUse: a limit of {quota.vram_limit_bytes} bytes is below the {used_bytes} in use")
 
 

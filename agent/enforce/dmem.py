@@ -99,10 +99,11 @@ class DmemActuator:
         key = (*worker.id, quota.uuid)
         try:
             seen = self._look(worker, quota.uuid)
+            used_bytes = self._used(seen, quota)
         except LimitError as error:
             return Applied(Effect.UNSUPPORTED, Observed(), f"Unsupported: dmem: {error}")
         try:
-            self._around.check_use(quota, seen.limits.used_bytes)
+            self._around.check_use(quota, used_bytes, seen.limits.hard_bytes)
         except LimitError as error:
             return Applied(Effect.NEXT_ALLOC, self.observe(worker, quota.uuid), str(error))
         soft = min(quota.vram_request_bytes, quota.vram_limit_bytes)
@@ -160,6 +161,14 @@ class DmemActuator:
             return known
         seen = self._seen[key] = _Seen(cgroup, self._around.memory_limits.read(uuid, cgroup))
         return seen
+
+    def _used(self, seen: _Seen, quota: DeviceQuota) -> int | None:
+        """Return what is in use, as of now where a limit is to shrink: what is known may be half a minute old."""
+        assert self._around.memory_limits is not None
+        hard_bytes = seen.limits.hard_bytes
+        if hard_bytes is not None and quota.vram_limit_bytes >= hard_bytes:
+            return seen.limits.used_bytes
+        return self._around.memory_limits.read(quota.uuid, seen.cgroup).used_bytes
 
     def _write(self, key: WorkerKey, seen: _Seen, soft_bytes: int, hard_bytes: int) -> None:
         """Write down the most that may be in force, set it, write down what is.

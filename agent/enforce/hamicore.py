@@ -180,9 +180,9 @@ class HamicoreActuator:
     def _limit(self, region: _Region, index: int, quota: DeviceQuota, part: Part) -> None:
         """Write one part, or raise LimitError with why not."""
         if part is Part.VRAM:
-            self._around.check_use(quota, self._around.live_use(region.worker, quota.uuid).vram_used_bytes)
-            region.vram_bytes[index] = quota.vram_limit_bytes
-            region.mapped.u64(LIMIT + 8 * index).value = quota.vram_limit_bytes
+            limit, use = region.mapped.u64(LIMIT + 8 * index), self._around.live_use(region.worker, quota.uuid)
+            self._around.check_use(quota, use.vram_used_bytes, limit.value or None)
+            region.vram_bytes[index] = limit.value = quota.vram_limit_bytes
             return
         percent = max(math.ceil(self._around.share_of(quota) * UNLIMITED_PERCENT), 1)
         region.percents[index] = percent

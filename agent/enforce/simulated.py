@@ -62,7 +62,8 @@ class SimulatedBackend:
         vram_bytes, reason = quota.vram_limit_bytes, ""
         used = self._live_use(worker, quota.uuid).vram_used_bytes
         before = self.limits_of(worker, quota.uuid)
-        if used is not None and vram_bytes < used and not self._shrink_below_use:
+        lowers = before is None or vram_bytes < before.vram_limit_bytes
+        if used is not None and vram_bytes < used and lowers and not self._shrink_below_use:
             reason = f"VRAMInUse: a limit of {vram_bytes} bytes is below the {used} in use"
             if before is None:
                 return Applied(Effect.IMMEDIATE, self.observe(worker, quota.uuid), reason)

@@ -165,7 +165,8 @@ class TfshmActuator:
         if part is Part.COMPUTE:
             bucket.limit_compute(self._around.share_of(quota), quota.tflops_limit)
             return
-        self._around.check_use(quota, self._around.live_use(worker, quota.uuid).vram_used_bytes)
+        used_bytes = self._around.live_use(worker, quota.uuid).vram_used_bytes
+        self._around.check_use(quota, used_bytes, bucket.vram_limit_bytes)
         bucket.limit_vram(quota.vram_limit_bytes)
 
     def _bucket(self, worker: Worker, uuid: str) -> Bucket | None:

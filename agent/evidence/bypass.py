@@ -19,7 +19,6 @@ from typing import Final
 from agent.model.applied import Applied
 from agent.model.beyond import Beyond
 from agent.model.samples import WorkerKey
-from autoscaler.contract.keys import EFFECTIVE_NOW
 
 BYPASS_SECONDS: Final = 10.0
 SETTLING_SECONDS: Final = 10.0
@@ -64,7 +63,7 @@ class _Watch:
 
 
 class Bypass:
-    """Watches every worker whose limits are effective, tick by tick."""
+    """Watches every limit that holds a running worker, tick by tick: what is observed of limits is no other."""
 
     def __init__(self) -> None:
         self._watches: dict[WorkerKey, tuple[_Watch | None, _Watch | None]] = {}
@@ -80,7 +79,7 @@ class Bypass:
         self._now, self._watches, self._above, self._beyond = now, {}, set(), {}
         for key, one in applied.items():
             size = capacity.get(key[2])
-            if size is None or one.effect not in EFFECTIVE_NOW:
+            if size is None:
                 continue
             seen, (compute, vram) = one.observed, before.get(key, _NEW)
             when = now, elapsed
@@ -154,7 +153,7 @@ def _pay(one: _Watch, over: float, seconds: float) -> None:
     """Take what was left of the limit before for what is used over it now; the rest is beyond."""
     paid = min(one.spare, over * seconds)
     one.spare -= paid
-    one.beyond = over - paid / seconds if seconds > 0 else over
+    one.beyond = max(0.0, over - paid / seconds) if seconds > 0 else over
 
 
 def _beyond(compute: _Watch | None, vram: _Watch | None, tflops: float | None) -> Beyond:

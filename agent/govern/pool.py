@@ -7,7 +7,7 @@ again in the next moment and memory cannot. Neighbours: `attribute` says what is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -15,8 +15,9 @@ from typing import Final
 import msgspec
 
 from agent.govern.divide import guaranteed, levels_of, raise_by_level
+from agent.model.applied import Applied
 from agent.model.samples import Attribution, NodeSample, Worker, WorkerId, WorkerKey
-from autoscaler.contract.quota import DeviceQuota, QuotaDocument
+from autoscaler.contract.quota import DeviceQuota, Observed, QuotaDocument
 
 _GIB: Final = 1 << 30
 _ANY: Final = 1 << 62
@@ -104,6 +105,32 @@ def claims(
             Claim(worker, quota, use.vram_bytes if (use := uses.get(key)) else None, working_bytes.get(key, _ANY))
             for key, (worker, quota) in layout.places.items()
         ]
+    )
+
+
+def within_limits(
+    wanted: tuple[Claim, ...], applied: Mapping[WorkerKey, Applied], observe: Callable[[Worker, str], Observed]
+) -> tuple[Claim, ...]:
+    """Return the claims with no more memory held than a limit let them have: what was taken past it was never granted.
+
+    What is held already may be kept, so the limit in force counts where it is above the one that is asked for.
+    `applied` has it as of the last tick; of a worker that is new there, `observe` tells what an earlier run left.
+    """
+    if all((claim.vram_used_bytes or 0) <= claim.quota.vram_limit_bytes for claim in wanted):
+        return wanted
+    return tuple([_within_limits(claim, applied, observe) for claim in wanted])
+
+
+def _within_limits(
+    claim: Claim, applied: Mapping[WorkerKey, Applied], observe: Callable[[Worker, str], Observed]
+) -> Claim:
+    used, asked, uuid = claim.vram_used_bytes or 0, claim.quota.vram_limit_bytes, claim.quota.uuid
+    if used <= asked:
+        return claim
+    before = applied.get((*claim.worker.id, uuid))
+    in_force = (before.observed if before is not None else observe(claim.worker, uuid)).vram_limit_bytes
+    return (
+        claim if in_force is None else msgspec.structs.replace(claim, vram_used_bytes=min(used, max(asked, in_force)))
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoscaler.contract.keys import EFFECTIVE_NOW
 from autoscaler.model.gpu_models import canonical, known_model
 from autoscaler.model.inventory import Device, Inventory
 from autoscaler.model.knobs import UNSET
@@ -125,9 +124,8 @@ def _seen(
                 places.append(place)
                 uses[0].append(device.observed.tflops_used)
                 uses[1].append(device.observed.vram_used_bytes)
-                binds = device.effect in EFFECTIVE_NOW
-                limits[0].append(device.observed.tflops_limit if binds else None)
-                limits[1].append(device.observed.vram_limit_bytes if binds else None)
+                limits[0].append(device.observed.tflops_limit)
+                limits[1].append(device.observed.vram_limit_bytes)
                 if row < 0 and device.desired is not None:
                     foreign[:, place] += device.desired.tflops_request, device.desired.vram_request_bytes
     # The last row and the last place take what belongs to no workload or device.

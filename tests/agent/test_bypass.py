@@ -120,8 +120,16 @@ def test_memory_given_back_below_a_lowered_limit_may_not_be_taken_again(bypass):
 
 @pytest.mark.parametrize("effect", [Effect.NEXT_PROCESS, Effect.RESTART, Effect.UNSUPPORTED])
 def test_a_limit_that_does_not_reach_the_running_worker_accuses_nobody(bypass, effect):
-    assert not any(play(bypass, [seen(used=62.0, effect=effect)] * 30))
+    """What the next process will be held to is not observed on the one that runs."""
+    unheld = {KEY: Applied(effect, Observed(None, None, 62.0, 60 * GIB))}
+    assert not any(play(bypass, [unheld] * 30))
     assert bypass.found() == {}
+
+
+def test_memory_is_judged_though_nobody_holds_the_worker_to_its_compute(bypass):
+    """The effect of both together is the slower one; a kernel's memory limit holds all the same."""
+    held = {KEY: Applied(Effect.UNSUPPORTED, Observed(None, 8 * GIB, 62.0, 12 * GIB))}
+    assert play(bypass, [held] * 12)[-1]
 
 
 def test_unknown_use_and_a_device_without_data_are_not_judged(bypass):

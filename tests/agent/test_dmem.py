@@ -119,6 +119,16 @@ def test_a_limit_below_what_the_kernel_counts_is_refused_unless_it_is_forced(mak
     assert tree.books(leaf) == (2, 4)
 
 
+def test_who_holds_more_than_the_limit_that_stands_keeps_it_from_nothing_but_shrinking(make: Make, tree: Tree) -> None:
+    leaf = tree.grow("a")
+    actuator = make()
+    actuator.apply(worker("a"), quota(4, 8), VRAM)
+    tree.use(leaf, 12)
+    assert actuator.apply(worker("a"), quota(5, 10), VRAM).reason == ""
+    assert tree.books(leaf) == (5, 10)
+    assert actuator.apply(worker("a"), quota(5, 9), VRAM).reason.startswith("VRAMInUse")
+
+
 def test_a_released_worker_leaves_no_reservation_behind(make: Make, tree: Tree) -> None:
     leaf = tree.grow("a")
     actuator = make()

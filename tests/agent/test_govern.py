@@ -3,11 +3,12 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.govern.pool import Claim, Room, govern, lay_out, rooms
+from agent.govern.pool import Claim, Room, govern, lay_out, rooms, within_limits
 from agent.govern.pool import claims as claims_of
+from agent.model.applied import Applied
 from agent.model.samples import Attribution, DeviceSample, NodeSample, Worker, WorkerUse
-from autoscaler.contract.keys import QoS
-from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
+from autoscaler.contract.keys import Effect, QoS
+from autoscaler.contract.quota import DeviceQuota, Observed, QuotaDocument, WorkerQuota
 
 GPU = "GPU-a"
 
@@ -45,6 +46,35 @@ def test_memory_in_use_stays_even_when_the_limit_shrank_below_it():
     shares = govern([claim("a", 10, 20, used=50), claim("b", 10, 60)], {GPU: Room(100)})
     assert vram(shares) == [50, 50]
     assert shares[0].reason.startswith("VRAMInUse: ")
+
+
+def held(claim: Claim, in_force: int | None, *, known: bool) -> int | None:
+    """Return what counts as held by a worker under a limit that its agent has put into force, or finds there."""
+    observed = Observed(vram_limit_bytes=in_force)
+    applied = {("a", "main", GPU): Applied(Effect.NEXT_ALLOC, observed)} if known else {}
+    (found,) = within_limits((claim,), applied, lambda _worker, _uuid: Observed() if known else observed)
+    return found.vram_used_bytes
+
+
+def test_what_was_taken_past_the_limit_in_force_is_not_held():
+    for known in (True, False):
+        assert held(claim("a", 10, 20, used=50), 20, known=known) == 20
+        # It was lowered below what it let the worker have: that may be kept, and not added to.
+        assert held(claim("a", 10, 20, used=50), 50, known=known) == 50
+        assert held(claim("a", 10, 20, used=60), 50, known=known) == 50
+        # Nothing kept the worker from it.
+        assert held(claim("a", 10, 20, used=50), None, known=known) == 50
+        assert held(claim("a", 10, 20, used=15), 12, known=known) == 15
+
+
+def test_memory_that_was_taken_is_lent_to_nobody():
+    wanted = (claim("a", 10, 20, used=50), claim("b", 10, 90))
+    standing = {("a", "main", GPU): Applied(Effect.NEXT_ALLOC, Observed(vram_limit_bytes=20))}
+    device = DeviceSample(0, GPU, "", 0.0, 100, 50)
+    wanted = within_limits(wanted, standing, lambda _worker, _uuid: Observed())
+    shares = govern(wanted, rooms(NodeSample(0.0, (device,)), wanted))
+    assert vram(shares) == [20, 50]
+    assert [share.reason for share in shares] == ["", ""]
 
 
 def test_a_request_that_others_memory_leaves_no_room_for_is_said_to_be_short():

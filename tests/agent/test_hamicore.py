@@ -112,6 +112,15 @@ def test_a_limit_below_what_is_in_use_is_refused_unless_it_is_forced(make: Make,
     assert make(**busy, shrink_below_use=True).apply(ONE, quota(), BOTH).reason == ""
 
 
+def test_who_took_more_than_the_limit_that_stands_keeps_it_from_nothing_but_shrinking(make: Make, region: Path) -> None:
+    make().apply(ONE, quota(), BOTH)
+    greedy = make(live_use=lambda _worker, _uuid: Observed(vram_used_bytes=20 * GIB))
+    assert greedy.apply(ONE, quota(20.0), BOTH).reason == ""
+    assert greedy.apply(ONE, quota(20.0, 10 * GIB), BOTH).reason == ""
+    assert number(region, layout.LIMIT + 8) == 10 * GIB
+    assert "VRAMInUse" in greedy.apply(ONE, quota(20.0, 9 * GIB), BOTH).reason
+
+
 def test_a_model_of_unknown_tflops_gets_no_sm_limit(make: Make, region: Path) -> None:
     assert "UnknownModel" in make(tflops_of=lambda _uuid: None).apply(ONE, quota(), BOTH).reason
     assert number(region, layout.SM_LIMIT + 8) == 100

@@ -231,6 +231,16 @@ def test_a_limit_below_what_is_in_use_is_refused_unless_it_is_forced(node: Node,
     assert forced.observed.vram_limit_bytes == 4 * GIB
 
 
+def test_who_took_more_than_the_limit_that_stands_keeps_no_other_from_being_set(node: Node, made: Keep) -> None:
+    node.folder(worker())
+    actuator = made(node.actuator())
+    actuator.apply(worker(), quota(30.0, 8 * GIB), BOTH)
+    node.uses["uid-a"] = Observed(vram_used_bytes=12 * GIB)
+    for tflops, gib in ((20.0, 8), (20.0, 10)):
+        applied = actuator.apply(worker(), quota(tflops, gib * GIB), BOTH)
+        assert (applied.reason, applied.observed.vram_limit_bytes) == ("", gib * GIB)
+
+
 def test_a_device_of_unknown_model_gets_no_compute_limit_and_says_why(node: Node, made: Keep) -> None:
     node.folder(worker())
     actuator = made(node.actuator(tflops_of=lambda _uuid: None))
