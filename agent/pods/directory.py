@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_not
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -20,6 +21,8 @@ from agent.pods.spec import KnownPod
 from autoscaler.contract.quota import QuotaDocument, WorkerQuota
 
 _log = structlog.get_logger(__name__)
+LOOK_TURNS: Final = 6
+"""Who is known is looked at again once in so many ticks: no pid is given out twice in the seconds that they take."""
 
 
 class PodSource(Protocol):
@@ -68,6 +71,8 @@ class PodDirectory(ProcessDirectory):
         self._listed: Mapping[str, KnownPod] | None = None
         self._workers: tuple[Worker, ...] = ()
         self._processes: dict[int, _Process] = {}
+        self._owners: dict[int, Worker | None] = {}
+        self._turn = 0
         self._asked: set[int] = set()
         self._cgroups: dict[tuple[str, str], str] = {}
         self._told_denied = False
@@ -87,11 +92,11 @@ class PodDirectory(ProcessDirectory):
         if not self._answers:
             self._refresh()
         self._asked.add(pid)
-        for ref in self._containers(pid):
-            for pods in self._answers:
-                if pods is not None and ref.pod_uid in pods:
-                    return self._found(pods[ref.pod_uid].worker_in(ref.container_id), pid)
-        return None
+        known = self._owners.get(pid)
+        if known is not None and pid % LOOK_TURNS != self._turn:
+            return known
+        self._owners[pid] = owner = self._owner(pid)
+        return owner
 
     def cgroup_of(self, worker: Worker) -> str:
         """Return the path of a worker's container in the unified cgroup tree, "" before a process of it was seen."""
@@ -101,17 +106,29 @@ class PodDirectory(ProcessDirectory):
         """Return the same by the worker's pod UID and container."""
         return self._cgroups.get(name, "")
 
+    def _owner(self, pid: int) -> Worker | None:
+        for ref in self._containers(pid):
+            for pods in self._answers:
+                if pods is not None and ref.pod_uid in pods:
+                    return self._found(pods[ref.pod_uid].worker_in(ref.container_id), pid)
+        return None
+
     def _found(self, worker: Worker | None, pid: int) -> Worker | None:
         if worker is not None and self._processes[pid].cgroup:
             self._cgroups[worker.pod_uid, worker.container] = self._processes[pid].cgroup
         return worker
 
     def _refresh(self) -> None:
-        self._answers = [source.pods() for source in self._sources]
-        self._processes = {pid: known for pid, known in self._processes.items() if pid in self._asked}
-        known_pods = {uid for answer in self._answers if answer is not None for uid in answer}
-        self._cgroups = {name: path for name, path in self._cgroups.items() if name[0] in known_pods}
-        self._asked = set()
+        answers = [source.pods() for source in self._sources]
+        if len(answers) != len(self._answers) or any(map(is_not, answers, self._answers)):
+            self._answers, self._owners = answers, {}
+            known_pods = {uid for answer in answers if answer is not None for uid in answer}
+            self._cgroups = {name: path for name, path in self._cgroups.items() if name[0] in known_pods}
+        for pid in self._owners.keys() - self._asked:
+            del self._owners[pid]
+        for pid in self._processes.keys() - self._asked:
+            del self._processes[pid]
+        self._asked, self._turn = set(), (self._turn + 1) % LOOK_TURNS
 
     def _containers(self, pid: int) -> tuple[ContainerRef, ...]:
         try:

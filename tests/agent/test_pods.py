@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.pods.cgroups import ContainerRef, containers_of
-from agent.pods.directory import PodDirectory, QuotaPods
+from agent.pods.directory import LOOK_TURNS, PodDirectory, QuotaPods
 from agent.pods.file import PodFile
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
@@ -154,14 +154,47 @@ def test_a_restarted_container_of_unknown_id_is_the_only_workers(node, directory
     assert directory.worker_of(41).container == "main"
 
 
-def test_a_reused_pid_is_another_process(node, directory):
+def owners(directory, pid, ticks=LOOK_TURNS):
+    """Return whose a process is, tick by tick."""
+    found = []
+    for _ in range(ticks):
+        directory.workers()
+        found.append(directory.worker_of(pid))
+    return [worker and worker.pod for worker in found]
+
+
+@pytest.mark.parametrize("pid", range(41, 41 + LOOK_TURNS))
+def test_a_reused_pid_is_another_process_within_a_few_ticks(node, directory, pid):
+    node.pods(pod(), pod(OTHER, "pod-b"))
+    node.run(pid, IN_MAIN, started=100)
+    assert owners(directory, pid) == ["pod-a"] * LOOK_TURNS
+    node.end(pid)
+    assert owners(directory, pid)[-1] is None
+    node.run(pid, f"0::/kubepods/pod{OTHER}/{SIDECAR}", started=200)
+    assert owners(directory, pid) == ["pod-b"] * LOOK_TURNS
+    node.end(pid)
+    node.run(pid, IN_MAIN, started=300)
+    assert owners(directory, pid)[-1] == "pod-a"
+
+
+def test_a_pid_that_nobody_asked_for_in_a_tick_is_looked_at_when_it_comes_back(node, directory):
     node.pods(pod(), pod(OTHER, "pod-b"))
     node.run(41, IN_MAIN, started=100)
-    assert directory.worker_of(41).pod == "pod-a"
+    assert owners(directory, 41, ticks=1) == ["pod-a"]
+    directory.workers()
     node.end(41)
-    assert directory.worker_of(41) is None
     node.run(41, f"0::/kubepods/pod{OTHER}/{SIDECAR}", started=200)
-    assert directory.worker_of(41).pod == "pod-b"
+    assert owners(directory, 41, ticks=1) == ["pod-b"]
+
+
+def test_a_process_belongs_to_its_pod_as_soon_as_that_is_known(node, directory):
+    node.pods(pod(OTHER, "pod-b"))
+    node.run(41, IN_MAIN)
+    assert owners(directory, 41, ticks=2) == [None, None]
+    node.pods(pod(), pod(OTHER, "pod-b"))
+    assert owners(directory, 41, ticks=1) == ["pod-a"]
+    node.pods(pod(OTHER, "pod-b"))
+    assert owners(directory, 41, ticks=1) == [None]
 
 
 def test_a_living_process_is_read_once(node, directory):
