@@ -216,6 +216,8 @@ class TfshmActuator:
             self._keeper.start()
 
     def _make(self, path: Path, devices: set[str]) -> None:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(path.parent)
         placed = {index: uuid for uuid in devices if (index := self._around.index_of(uuid)) is not None}
         if not placed:
             raise LayoutError(f"{path} is not there, and the driver's indices of its devices are not known yet")
