@@ -39,6 +39,31 @@ class Total:
     beyond_peak_bytes: int = 0
     pending_beyond_bytes: int = 0
 
+    def add(self, use: WorkerUse, throttled: bool | None, at: float) -> float:
+        """Add what was measured; return the seconds that it counts for."""
+        seconds = at - self.seen_at
+        self.seen_at = at
+        seconds = seconds if 0 < seconds <= MAX_GAP_SECONDS else 0.0
+        ratio, held = use.compute_ratio, use.vram_bytes
+        if ratio is not None:
+            self.compute_seconds = (self.compute_seconds or 0.0) + ratio * seconds
+        if throttled is not None:
+            self.throttled_seconds = (self.throttled_seconds or 0.0) + throttled * seconds
+        if held is not None and (self.pending_peak_bytes is None or held > self.pending_peak_bytes):
+            self.pending_peak_bytes = held
+        return seconds
+
+    def turn_peaks(self, *, scraped: bool) -> None:
+        """Move the pending peaks into the shown ones, which stand until they were scraped."""
+        if scraped:
+            self.vram_peak_bytes, self.beyond_peak_bytes = None, 0
+        shown, pending = self.vram_peak_bytes, self.pending_peak_bytes
+        if shown is None or (pending is not None and pending > shown):
+            self.vram_peak_bytes = pending
+        self.pending_peak_bytes = None
+        self.beyond_peak_bytes = max(self.beyond_peak_bytes, self.pending_beyond_bytes)
+        self.pending_beyond_bytes = 0
+
 
 class Totals:
     """Adds up reports; `of` reads one worker's totals."""
@@ -58,26 +83,18 @@ class Totals:
             total = self._totals.get(key)
             if total is None:
                 total = self._totals[key] = Total(seen_at=at)
-            seconds = at - total.seen_at
-            total.seen_at = at
-            seconds = seconds if 0 < seconds <= MAX_GAP_SECONDS else 0.0
-            total.compute_seconds = _plus(total.compute_seconds, use.compute_ratio, seconds)
-            total.throttled_seconds = _plus(total.throttled_seconds, throttled.get(key), seconds)
-            total.pending_peak_bytes = _highest(total.pending_peak_bytes, use.vram_bytes)
+            seconds = total.add(use, throttled.get(key), at)
             if key in beyond:
                 over = beyond[key]
                 total.beyond_seconds += over.compute_ratio * seconds
                 total.pending_beyond_bytes = max(total.pending_beyond_bytes, over.vram_bytes)
-        self._forget(at)
+        if len(self._totals) > len(attribution.by_key):
+            self._forget(at)
 
     def turn_peaks(self, *, scraped: bool) -> None:
         """Move the pending peaks into the shown ones; those shown before are kept until they were scraped."""
         for total in self._totals.values():
-            kept = None if scraped else total.vram_peak_bytes
-            total.vram_peak_bytes = _highest(kept, total.pending_peak_bytes)
-            total.pending_peak_bytes = None
-            total.beyond_peak_bytes = max(0 if scraped else total.beyond_peak_bytes, total.pending_beyond_bytes)
-            total.pending_beyond_bytes = 0
+            total.turn_peaks(scraped=scraped)
 
     def of(self, key: WorkerKey) -> Total | None:
         """Return the totals of one worker on one device, None when it was never seen."""
@@ -92,11 +109,3 @@ class Totals:
 def key_of(use: WorkerUse) -> WorkerKey:
     """Return the key of a worker's figures on one device."""
     return (use.worker.pod_uid, use.worker.container, use.uuid)
-
-
-def _plus(total: float | None, rate: float | None, seconds: float) -> float | None:
-    return total if rate is None else (total or 0.0) + rate * seconds
-
-
-def _highest(one: int | None, other: int | None) -> int | None:
-    return max((value for value in (one, other) if value is not None), default=None)
