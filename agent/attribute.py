@@ -113,10 +113,13 @@ def _rescaled(ratios: list[float | None], device_ratio: float | None) -> list[fl
 
 
 def _unattributed(device: DeviceSample, uses: list[WorkerUse]) -> Unattributed:
+    # Whose the rest is, nobody can say of processes that were not listed; a device at rest has none.
+    known = device.processes_known
+    ratio = device.compute_ratio if known or device.compute_ratio == 0 else None
     return Unattributed(
         device.uuid,
-        _remainder(device.compute_ratio, [use.compute_ratio for use in uses]),
-        _remainder(device.vram_used_bytes, [use.vram_bytes for use in uses]),
+        _remainder(ratio, [use.compute_ratio for use in uses]),
+        _remainder(device.vram_used_bytes if known else None, [use.vram_bytes for use in uses]),
     )
 
 

@@ -59,10 +59,11 @@ class UtilizationWindow:
 
     def take(
         self, samples: Iterable[UtilizationSample] | None, now_us: int, *, busy: bool | None
-    ) -> Mapping[int, float]:
+    ) -> Mapping[int, float] | None:
         """Return the mean SM ratio, 0..1, of each active process since the last tick; absent processes were idle.
 
-        `samples` is None when the call failed. `busy` tells whether the device itself was busy, None if unknown.
+        `samples` is None when the call failed; when it goes on failing, nobody is known to be idle: None. `busy` tells
+        whether the device itself was busy, None if unknown.
         """
         before_us = self._last_seen_us if self._fresh_us is not None else None
         start_us = self._last_seen_us = self.last_seen_us(now_us)
@@ -81,6 +82,8 @@ class UtilizationWindow:
             self._owed_us -= elapsed_us
         else:
             self._ratios, self._owed_us = {}, 0
+            if samples is None:
+                return None
         return dict(self._ratios)
 
     def held(self) -> bool:

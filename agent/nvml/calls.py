@@ -50,10 +50,15 @@ QUIET: Final[Mapping[str, frozenset[int]]] = {
     "nvmlSystemGetProcessName": _NOT_THERE,
 }
 """Codes with which a call says that there is nothing to tell; they are counted as no error."""
+_NOTHING: Final = object()
 
 
 class LostError(Exception):
     """This device cannot be read now; the text says why."""
+
+
+class UnansweredError(Exception):
+    """A function that is there failed this time: what it would have told is not known, which is not "nothing"."""
 
 
 class Asked(Protocol):
@@ -115,6 +120,17 @@ class Calls:
             if error.value in MISSING:
                 asked.missing.add(feature)
             return idle if error.value in QUIET.get(name, ()) else None
+
+    def insist(self, asked: Asked, name: str, *args: Any) -> Any:
+        """Call as `ask` does, where silence must not pass for "nothing there"; None where the function is missing.
+
+        Raises:
+            UnansweredError: it failed this time.
+        """
+        answer = self.ask(asked, name, *args, idle=_NOTHING)
+        if answer is None and name not in asked.missing:
+            raise UnansweredError(f"{name} failed")
+        return None if answer is _NOTHING else answer
 
     def stats(self) -> SourceStats:
         """Return the durations, errors and dropped samples since the start."""

@@ -27,13 +27,15 @@ _CORES_PER_SM: Final = {(8, 0): 64}
 class Instance:
     """A MIG instance's place: its GPU's handle and UUID, the ids of its GPU and compute instance, its share of the GPU.
 
-    `mates` counts the compute instances of its GPU instance, itself included. `gpm` holds the last sample of GPM.
+    A share of 0 is not known; `is_exact` tells that it was counted in SMs, not guessed by slices. `mates` counts the
+    compute instances of its GPU instance, itself included. `gpm` holds the last sample of GPM.
     """
 
     gpu: Any
     gpu_uuid: str
     gi: int
     fraction: float
+    is_exact: bool = False
     mates: int = 1
     has_gpm: bool | None = None
     gpm: Any = None
@@ -52,8 +54,12 @@ class Found:
 
 
 def is_divided(calls: Calls, gpu: Asked) -> bool:
-    """Return whether a GPU is in MIG mode now."""
-    mode = calls.ask(gpu, "nvmlDeviceGetMigMode")
+    """Return whether a GPU is in MIG mode now.
+
+    Raises:
+        LostError, UnansweredError: the GPU is not there any more, or does not say.
+    """
+    mode = calls.insist(gpu, "nvmlDeviceGetMigMode")
     return mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
 
 
@@ -61,16 +67,16 @@ def find_instances(calls: Calls, gpu: Asked, gpu_uuid: str) -> tuple[Found, ...]
     """Return the MIG instances of a GPU; one that goes away meanwhile is left out.
 
     Raises:
-        LostError: the GPU is not there any more.
+        LostError, UnansweredError: the GPU is not there any more, or does not say.
     """
-    slots = calls.ask(gpu, "nvmlDeviceGetMaxMigDeviceCount") or 0
+    slots = calls.insist(gpu, "nvmlDeviceGetMaxMigDeviceCount") or 0
     sms = _sms(calls, gpu)
     found = []
     for slot in range(slots):
-        handle = calls.ask(gpu, "nvmlDeviceGetMigDeviceHandleByIndex", slot)
+        handle = calls.insist(gpu, "nvmlDeviceGetMigDeviceHandleByIndex", slot)
         one = _found(calls, handle, Instance(gpu.handle, gpu_uuid, -1, 0.0)) if handle is not None else None
         if one is not None:
-            one.instance.fraction = _fraction(calls, one, sms, slots)
+            one.instance.fraction, one.instance.is_exact = _fraction(calls, one, sms, slots)
             found.append(one)
     mates = Counter(one.instance.gi for one in found)
     for one in found:
@@ -86,9 +92,8 @@ def instance_ratio(calls: Calls, device: Asked, instance: Instance, now: float) 
         return None, "MIG: utilization needs GPM, which GPUs before Hopper and older drivers do not have"
     if instance.gpm is not None and 0 <= now - instance.gpm_at < GPM_APART_SECONDS:
         return instance.ratio, ""
-    fresh = calls.tell(device, "nvmlGpmSampleAlloc")
-    if fresh is None or calls.tell(device, "nvmlGpmMigSampleGet", instance.gpu, instance.gi, fresh) is None:
-        _free(calls, fresh)
+    fresh = _taken(calls, device, instance)
+    if fresh is None:
         return None, "MIG: GPM gave no sample"
     before, instance.gpm, instance.gpm_at = instance.gpm, fresh, now
     if before is None:
@@ -121,14 +126,14 @@ def _sms(calls: Calls, gpu: Asked) -> float | None:
     return cores / _CORES_PER_SM.get(tuple(capability), 128) if cores and capability is not None else None
 
 
-def _fraction(calls: Calls, one: Found, sms: float | None, slots: int) -> float:
-    """Return the instance's share of the GPU's SMs, else of its slices."""
+def _fraction(calls: Calls, one: Found, sms: float | None, slots: int) -> tuple[float, bool]:
+    """Return the instance's share of the GPU's SMs, else of its slices, else 0.0; and whether it is the first."""
     attributes = calls.ask(one, "nvmlDeviceGetAttributes")
     if attributes is None:
-        return 1.0 / max(slots, 1)
+        return 0.0, False
     if sms and attributes.multiprocessorCount:
-        return min(1.0, int(attributes.multiprocessorCount) / sms)
-    return min(1.0, max(int(attributes.computeInstanceSliceCount), 1) / max(slots, 1))
+        return min(1.0, int(attributes.multiprocessorCount) / sms), True
+    return min(1.0, max(int(attributes.computeInstanceSliceCount), 1) / max(slots, 1)), False
 
 
 def _has_gpm(calls: Calls, device: Asked, instance: Instance) -> bool:
@@ -138,6 +143,20 @@ def _has_gpm(calls: Calls, device: Asked, instance: Instance) -> bool:
         if support is not None:
             instance.has_gpm = bool(support.isSupportedDevice)
     return bool(instance.has_gpm)
+
+
+def _taken(calls: Calls, device: Asked, instance: Instance) -> Any:
+    """Return a sample of the instance's counters, None where there is none to be had."""
+    fresh, taken = calls.tell(device, "nvmlGpmSampleAlloc"), None
+    if fresh is None:
+        return None
+    try:
+        taken = calls.tell(device, "nvmlGpmMigSampleGet", instance.gpu, instance.gi, fresh)
+    finally:
+        # Whatever became of the call, what was allocated is given back.
+        if taken is None:
+            _free(calls, fresh)
+    return None if taken is None else fresh
 
 
 def _busy(calls: Calls, device: Asked, before: Any, after: Any) -> float | None:

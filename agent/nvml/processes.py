@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import Final
 
 from agent.model.samples import ProcessUse
-from agent.nvml.calls import Asked, Calls
+from agent.nvml.calls import Asked, Calls, UnansweredError
 
 GRAPHICS_EVERY_LISTS: Final = 10
 MPS_SERVER: Final = "nvidia-cuda-mps-server"
@@ -28,7 +28,8 @@ class Listed:
     """The processes of a device by pid with their VRAM in bytes, None where the driver can't tell.
 
     `clients` are MPS's, `servers` theirs; `shown` tells whether the driver ever gave a client a sample of its own.
-    `active` are the pids that were computing then. `graphics` only draw; `names` are those of all.
+    `active` are the pids that were computing then. `graphics` only draw; `names` are those of all but
+    the `nameless`, which the driver did not tell.
     """
 
     vram_by_pid: Mapping[int, int | None]
@@ -39,6 +40,7 @@ class Listed:
     graphics: Mapping[int, int | None] | None = None
     graphics_in_lists: int = 0
     names: Mapping[int, str] | None = None
+    nameless: frozenset[int] = _NOBODY
 
 
 def list_processes(calls: Calls, device: Asked, active: frozenset[int], before: Listed | None) -> Listed | None:
@@ -46,15 +48,19 @@ def list_processes(calls: Calls, device: Asked, active: frozenset[int], before: 
     known = calls.ask(device, "nvmlDeviceGetComputeRunningProcesses_v3")
     if known is None:
         return None
-    clients = calls.ask(device, "nvmlDeviceGetMPSComputeRunningProcesses_v3") or {}
+    try:
+        clients = calls.insist(device, "nvmlDeviceGetMPSComputeRunningProcesses_v3") or {}
+    except UnansweredError:
+        return None
     computing = _joined(known, clients)
     graphics, lists_left = _graphics(calls, device, before, active - computing.keys())
     names = _names(calls, device, computing, (before.names if before is not None else None) or {})
     servers = frozenset(pid for pid, name in names.items() if name.rpartition("/")[2] == MPS_SERVER)
     of_mps = frozenset(clients) - servers
     shown = bool(of_mps & active) or (before is not None and before.shown and bool(of_mps))
+    nameless = frozenset(computing.keys() - names.keys())
     return Listed(
-        _joined(graphics or {}, computing), active, of_mps, servers, shown, graphics, lists_left, names
+        _joined(graphics or {}, computing), active, of_mps, servers, shown, graphics, lists_left, names, nameless
     )  # fmt: skip
 
 
@@ -67,8 +73,11 @@ def uses_of(
     """
     known: Mapping[int, int | None] = listed.vram_by_pid if listed is not None else {}
     hidden = _NOBODY
-    if listed and ratios is not None and listed.clients and listed.servers and not listed.shown and not is_idle:
-        ratios, hidden = _told_apart(ratios, listed)
+    if listed and ratios is not None and listed.clients and not listed.shown and not is_idle:
+        if listed.servers:
+            ratios, hidden = _told_apart(ratios, listed)
+        elif listed.nameless:
+            hidden = listed.clients  # One of those may be the server.
     pids = sorted({*known, *(ratios or ())})
     compute = [None if ratios is None or pid in hidden else ratios.get(pid, 0.0) for pid in pids]
     vram = map(known.get, pids, repeat(0)) if listed is not None else repeat(None)
@@ -102,8 +111,9 @@ def _graphics(
 
 
 def _names(calls: Calls, device: Asked, pids: Iterable[int], known: Mapping[int, str]) -> dict[int, str]:
-    """Return the names of these processes; each is asked for once, and "" where the driver can't tell."""
-    return {
-        pid: known[pid] if pid in known else calls.tell(device, "nvmlSystemGetProcessName", pid, idle="") or ""
+    """Return the names of these processes, "" of one that has ended; each is asked for until the driver tells it."""
+    names = {
+        pid: known[pid] if pid in known else calls.tell(device, "nvmlSystemGetProcessName", pid, idle="")
         for pid in pids
     }
+    return {pid: name for pid, name in names.items() if name is not None}

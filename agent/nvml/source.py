@@ -16,7 +16,7 @@ import structlog
 
 from agent.model.report import SourceStats
 from agent.model.samples import DeviceSample, DeviceSource, NodeSample, SourceError
-from agent.nvml.calls import RELOADED, Calls, LostError
+from agent.nvml.calls import RELOADED, Calls, LostError, UnansweredError
 from agent.nvml.devices import Device, Tick, is_within, measure
 from agent.nvml.limits import NvmlMemoryLimits
 from agent.nvml.mig import find_instances, forget, is_divided
@@ -27,10 +27,11 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Gpu:
-    """A GPU and its health; `parts` are its MIG instances by UUID, None while it is undivided."""
+    """A GPU and its health; `parts` are its MIG instances by UUID, None while it is undivided or not `is_known`."""
 
     whole: Device
     parts: dict[str, Device] | None = None
+    is_known: bool = False
     looked_at: float | None = None
     lost_reason: str = ""
     lost_at: float = 0.0
@@ -56,6 +57,8 @@ class NvmlSource(DeviceSource):
         self._calls = Calls(clock)
         self._gpus: list[_Gpu] | None = None
         self._driver_version = ""
+        self._is_fresh = False
+        self._suspect = -1
         self._told_twins: set[tuple[str, int]] = set()
         self._told_notes: dict[str, str] = {}
 
@@ -70,11 +73,18 @@ class NvmlSource(DeviceSource):
         except RELOADED:
             # The driver was reloaded under us: handles are void, so everything starts over, once.
             self.close()
+        self._is_fresh = True
         try:
-            return self._sample_all(now)
+            sample = self._sample_all(now)
         except pynvml.NVMLError as error:
             self.close()
             raise SourceError(f"NVML: {error}") from error
+        finally:
+            self._is_fresh = False
+        if sample.devices and not any(device.healthy for device in sample.devices):
+            self.close()
+            raise SourceError(f"NVML: {sample.devices[0].reason}")
+        return sample
 
     def rows(self) -> Mapping[str, tuple[UtilizationSample, ...]]:
         """Return the last tick's utilization samples by device UUID, as the driver gave them."""
@@ -117,13 +127,22 @@ class NvmlSource(DeviceSource):
         try:
             self._calls.call("nvmlInit")
             self._gpus = []
-            self._driver_version = self._calls.call("nvmlSystemGetDriverVersion")
+            self._driver_version = self._version()
             count = self._calls.call("nvmlDeviceGetCount")
         except pynvml.NVMLError as error:
             self.close()
             raise SourceError(f"NVML: {error}") from error
         self._gpus = [_Gpu(Device(index, self._window())) for index in range(count)]
         return self._gpus
+
+    def _version(self) -> str:
+        """Return the driver's version, "" where it does not tell: nothing else hangs on it."""
+        try:
+            return str(self._calls.call("nvmlSystemGetDriverVersion"))
+        except RELOADED:
+            raise
+        except pynvml.NVMLError:
+            return ""  # Counted by `call`.
 
     def _window(self) -> UtilizationWindow:
         return UtilizationWindow(self._calls.dropped)
@@ -139,10 +158,25 @@ class NvmlSource(DeviceSource):
         except LostError as lost:
             self._lose(gpu, str(lost), tick.now)
             return _unhealthy(gpu, tick.now)
+        except RELOADED as error:
+            if not self._is_alone(gpu):
+                self._suspect = gpu.whole.index
+                raise
+            self._lose(gpu, f"the driver says of this device alone: {error}", tick.now)
+            return _unhealthy(gpu, tick.now)
         if gpu.lost_reason:
             _log.info("device_back", index=gpu.whole.index, uuid=gpu.whole.uuid)
             gpu.lost_reason = ""
         return samples
+
+    def _is_alone(self, gpu: _Gpu) -> bool:
+        """Return whether this device alone says that there is no driver.
+
+        It does where the driver was taken up just now, or was so because of this device before, and others answer.
+        """
+        again = bool(gpu.lost_reason) or self._suspect == gpu.whole.index
+        others = (other for other in self._gpus or () if other is not gpu)
+        return self._is_fresh or (again and any(not other.lost_reason for other in others))
 
     def _measured(self, gpu: _Gpu, tick: Tick) -> Iterator[DeviceSample]:
         if gpu.parts is None:
@@ -162,16 +196,27 @@ class NvmlSource(DeviceSource):
         """Look whether the GPU is divided now, and into which instances; those that stayed go on as they were."""
         if gpu.looked_at is not None and is_within(now - gpu.looked_at, self._list_seconds):
             return
-        gpu.looked_at = now
-        if not is_divided(self._calls, gpu.whole):
+        try:
+            divided = is_divided(self._calls, gpu.whole)
+            instances = find_instances(self._calls, gpu.whole, gpu.whole.uuid) if divided else ()
+        except UnansweredError as error:
+            if not gpu.is_known or any(device.handle is None for device in gpu.devices):
+                raise LostError(f"does not say whether or how it is divided: {error}") from error
+            return  # It goes on as it was, and is asked again at the next tick.
+        gpu.looked_at, gpu.is_known = now, True
+        if not divided:
             self._forget_parts(gpu)
             return
         known, gpu.parts = gpu.parts or {}, {}
-        for found in find_instances(self._calls, gpu.whole, gpu.whole.uuid):
+        for found in instances:
             part = known.pop(found.uuid, None)
             if part is None or part.instance is None or part.instance.gi != found.instance.gi:
+                if not found.instance.fraction:
+                    continue  # How large it is has to be known before anything is said of it.
                 part = Device(gpu.whole.index, self._window(), uuid=found.uuid, model=gpu.whole.model)
                 part.instance = found.instance
+            if found.instance.is_exact and not part.instance.is_exact:
+                part.instance.fraction, part.instance.is_exact = found.instance.fraction, True
             part.handle, part.instance.mates = found.handle, found.instance.mates
             gpu.parts[found.uuid] = part
         for gone in known.values():

@@ -46,7 +46,7 @@ typedef struct { int device; unsigned pid; u64 at, bytes, period; unsigned perce
 typedef struct { char function[64]; int device, code; } failure;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int initialized;
+static int initialized, samples_out;
 static struct stat read_stat;
 static char read_path[4096], driver[80];
 static device devices[MAX_DEVICES + MAX_INSTANCES];
@@ -160,7 +160,8 @@ int nvmlInitWithFlags(unsigned flags) {
 
 int nvmlShutdown(void) {
     int code = enter("nvmlShutdown", -1);
-    if (code == SUCCESS) initialized = 0;
+    /* What GPM allocated goes with the library. */
+    if (code == SUCCESS) initialized = samples_out = 0;
     return leave(code);
 }
 
@@ -362,7 +363,6 @@ typedef struct { u64 busy, clock; } gpm_sample;
 typedef struct { unsigned id; int code; double value; const char *info[3]; } gpm_metric;
 typedef struct { unsigned version, count; gpm_sample *first, *second; gpm_metric metrics[1]; } gpm_question;
 typedef struct { unsigned version, supported; } gpm_support;
-static int samples_out;
 
 int nvmlGpmQueryDeviceSupport(void *handle, gpm_support *support) {
     int code = enter("nvmlGpmQueryDeviceSupport", index_of(handle));
