@@ -21,10 +21,9 @@ from agent.kubeapi import KubeApi
 from agent.lockstep import Lockstep, RenderClock
 from agent.loop import Agent, Parts
 from agent.model.samples import SourceError
-from agent.pods.directory import PodDirectory, PodSource, QuotaPods
-from agent.pods.file import PodFile
+from agent.pods.directory import PodDirectory, QuotaPods
 from agent.pods.hosttree import HostTree
-from agent.pods.watch import PodWatch
+from agent.pods.known import Follower, NodePods, Places, node_pods
 from agent.quotas.store import QuotaStore
 from agent.settings import AgentSettings
 from agent.simulate.node import Simulation
@@ -35,13 +34,13 @@ from agent.simulate.scenario import load_scenario
 class Assembled:
     """A ready agent that has ticked once, the clock it lives by, and what moves that clock where it stands still.
 
-    `pods` is a watch that has to be run, where pods are known from the API server.
+    `followers` have to be run: they follow the pods and their devices where somebody tells of them.
     """
 
     agent: Agent
     clock: Callable[[], float]
     lockstep: Lockstep | None = None
-    pods: PodWatch | None = None
+    followers: tuple[Follower, ...] = ()
 
 
 def assemble(settings: AgentSettings) -> Assembled:
@@ -53,28 +52,32 @@ def assemble(settings: AgentSettings) -> Assembled:
     gpus = load_gpu_table(settings.gpu_table)
     if settings.simulate is not None:
         return _simulated(settings, gpus)
-    follows = settings.follow_pods and settings.api is not None and settings.pods_file is None
-    pods = PodWatch(KubeApi(settings.api), settings.node) if settings.api is not None and follows else None
-    agent = Agent(settings.node, _real(settings, gpus, pods))
+    store = QuotaStore(settings.state_dir)
+    pods = node_pods(places(settings), QuotaPods(lambda: store.document), time.monotonic)
+    agent = Agent(settings.node, _real(settings, gpus, store, pods))
     agent.tick(_wall_clock())
-    return Assembled(agent, _wall_clock, pods=pods)
+    return Assembled(agent, _wall_clock, followers=pods.followers)
+
+
+def places(settings: AgentSettings) -> Places:
+    """Return where the pods of this node may be known from."""
+    follows = settings.api is not None and settings.follow_pods
+    kubelet = settings.kubelet_dir if settings.ask_kubelet else None
+    return Places(
+        settings.node, settings.pods_file, kubelet, KubeApi(settings.api) if settings.api and follows else None
+    )
 
 
 def _wall_clock() -> float:
     return time.time()  # noqa: TID251  the shell owns the clock
 
 
-def _real(settings: AgentSettings, gpus: GpuTable, pods: PodWatch | None) -> Parts:
+def _real(settings: AgentSettings, gpus: GpuTable, store: QuotaStore, pods: NodePods) -> Parts:
     from agent.nvml.source import NvmlSource
 
     source = NvmlSource(list_seconds=settings.process_list_seconds)
-    live_use, store = LastUse(), QuotaStore(settings.state_dir)
-    sources: list[PodSource] = [QuotaPods(lambda: store.document)]
-    if pods is not None:
-        sources.insert(0, pods)
-    if settings.pods_file is not None:
-        sources.insert(0, PodFile(settings.pods_file, settings.node))
-    directory = PodDirectory(settings.proc_root, sources)
+    live_use = LastUse()
+    directory = PodDirectory(settings.proc_root, pods.sources)
     backend = _backend(settings, surroundings(settings, live_use, directory, has_driver=True))
     return Parts(
         source=source,
@@ -85,7 +88,7 @@ def _real(settings: AgentSettings, gpus: GpuTable, pods: PodWatch | None) -> Par
         exporter=Exporter(gpus, settings.render_seconds),
         gpus=gpus,
         source_stats=source.stats,
-        exits=pods.exits if pods is not None else None,
+        exits=pods.exits,
         throttled=backend.throttled if isinstance(backend, TellsThrottling) else None,
         preempting=Preempting(_freezer(settings, directory)) if settings.freeze else None,
     )

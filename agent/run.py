@@ -48,8 +48,8 @@ async def serve(parts: Assembled, settings: AgentSettings, tls: ssl.SSLContext |
         if settings.port_file is not None:
             _write_port(settings.port_file, port)
         _log.info("serving", host=settings.host, port=port, access=_described(settings))
-        if parts.pods is not None:
-            cleanup.push_async_callback(_ended, asyncio.create_task(parts.pods.run()))
+        for follower in parts.followers:
+            cleanup.push_async_callback(_ended, asyncio.create_task(follower.run()))
         if tls is not None:
             cleanup.push_async_callback(_ended, asyncio.create_task(renew_certificates(tls, settings, RENEWAL_SECONDS)))
         if settings.lockstep:

@@ -29,10 +29,15 @@ class AgentSettings(BaseSettings):
     state_dir: Path = Path("/var/lib/tf-agent")
     """Keeps the desired quotas over a restart; belongs to this agent alone."""
     pods_file: Path | None = None
-    """The pods of this node (JSON or YAML, read again when it changes); without it they are the API server's, and
-    where there is none, only documents name workers."""
+    """The pods of this node (JSON or YAML, read again when it changes); without it they are the kubelet's, else the
+    API server's, and where neither tells, only documents name workers."""
     follow_pods: bool = True
-    """Whether the API server is asked for the pods, which needs the right to list and watch them."""
+    """Whether the API server is asked for the pods, which needs the right to list and watch them; where the kubelet
+    tells them, it is not."""
+    ask_kubelet: bool = True
+    """Whether the node's kubelet is asked for pods and for the devices it gave them, where its sockets are."""
+    kubelet_dir: Path = Path("/var/lib/kubelet")
+    """Where they are: `pod-resources/kubelet.sock` and `pods-api/pods-api.sock` below it."""
     proc_root: Path = Path("/proc")
     """Where the host's processes are seen; another path when the host's /proc is mounted elsewhere."""
     gpu_table: Path | None = None
