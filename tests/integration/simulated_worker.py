@@ -38,13 +38,17 @@ class InForce:
 
 @dataclass
 class SimulatedWorker:
-    """Demand may be changed at any time; `seen` has every change of limits or memory, polled 20 times a second."""
+    """Demand may be changed at any time; `seen` has every change of limits or memory, polled 20 times a second.
+
+    One that no longer `obeys` has gone around its limiter, and takes what it wants.
+    """
 
     standin: NvmlStandIn
     limits_file: Path
     pid: int
     demand_tflops: float = 0.0
     demand_vram_bytes: int = 0
+    obeys: bool = True
     seen: list[InForce] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
     _shown: State | None = None
@@ -59,6 +63,8 @@ class SimulatedWorker:
         held = min(self.seen[-1].vram_used_bytes, self.demand_vram_bytes) if self.seen else 0
         vram = self.demand_vram_bytes if vram_limit is None else max(held, min(self.demand_vram_bytes, vram_limit))
         tflops = min(self.demand_tflops, limits.get("tflops_limit", TFLOPS), TFLOPS)
+        if not self.obeys:
+            vram, tflops = self.demand_vram_bytes, min(self.demand_tflops, TFLOPS)
         # A percent is all the resolution that the driver has; a limit is never passed for it.
         percent = math.floor(100 * tflops / TFLOPS + 1e-9)
         state = State(

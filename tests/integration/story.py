@@ -179,8 +179,8 @@ class Story:
 
 
 @contextmanager
-def staged(world: World, folder: Path) -> Iterator[Story]:
-    """Start the agent, Prometheus and the controller around a worker that does nothing yet."""
+def staged(world: World, folder: Path, **settings: float) -> Iterator[Story]:
+    """Start the agent, Prometheus and the controller (with other `settings`) around a worker that does nothing yet."""
     standin = NvmlStandIn(folder)
     pod_uid = populate(world)
     (folder / "pods.json").write_text(json.dumps(as_kubelet_tells(pod_uid)))
@@ -207,7 +207,7 @@ def staged(world: World, folder: Path) -> Iterator[Story]:
                     *how,
                 ],
                 folder / f"{name}.log",
-                {f"TF_AUTOSCALER_{key}": str(value) for key, value in CONTROLLER_SETTINGS.items()},
+                {f"TF_AUTOSCALER_{key}": str(value) for key, value in (CONTROLLER_SETTINGS | settings).items()},
             )
             for name, agent_at, how in (("tf-autoscaler", to_agent.url, []), ("second", url, ["--once"]))
         ]
