@@ -71,11 +71,13 @@ class UtilizationWindow:
         self._taken_us = now_us
         fresh = [] if samples is None else self._believed(samples, now_us)
         if fresh:
-            self._ratios, self._fresh_us = _means(fresh, start_us), now_us
-            self._last_seen_us = max(sample.at_us for sample in fresh)
+            self._last_seen_us, self._fresh_us = max(sample.at_us for sample in fresh), now_us
             # A window that begins at no sample of the driver's tells nothing of its pace.
             published = {sample.at_us for sample in fresh} | ({start_us} if start_us == before_us else set())
             self._period_us = min((self._period_us, *_gaps(published)))
+            first_us = min(sample.at_us for sample in fresh) - self._period_us
+            # What came after a rest speaks for a period, not for the rest.
+            self._ratios = _means(fresh, first_us if first_us - start_us > elapsed_us else start_us)
             self._rested = not busy
             self._owed_us = min(self._last_seen_us - start_us, self._period_us) - elapsed_us
         elif self._is_held(now_us, elapsed_us, None if samples is None else bool(busy)):

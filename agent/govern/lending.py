@@ -7,6 +7,7 @@ from typing import Final
 
 from agent.govern.activity import Activity
 from agent.govern.pool import Layout, Share
+from agent.govern.pressure import Pressure
 from agent.govern.timeshare import Credit, Metered, accrue, share_time
 from agent.model.applied import Applied
 from agent.model.samples import Attribution, WorkerKey
@@ -22,6 +23,7 @@ class Lending:
     def __init__(self) -> None:
         self._activity = Activity()
         self._credits: dict[WorkerKey, Credit] = {}
+        self._pressure = Pressure()
         self._at: float | None = None
         self._working: tuple[float, Layout, Mapping[WorkerKey, int]] | None = None
 
@@ -46,7 +48,8 @@ class Lending:
     ) -> tuple[Share, ...]:
         """Return the layout's shares with the compute limits that stand together; `applied` was in force until now.
 
-        Only limits that reach running workers are moved: to the others a moment's lending would come hours late.
+        Only limits that reach running workers are moved: to the others a moment's lending would come hours late. They
+        take their part, and the rest is divided.
         """
         uses = attribution.by_key
         keys = tuple(layout.places)
@@ -58,15 +61,19 @@ class Lending:
         credit_of: list[Credit | None] = []
         for key, share in zip(keys, shares, strict=True):
             before, capacity, use = applied.get(key), tflops.get(key[2]), uses.get(key)
-            if before is None or before.effect not in EFFECTIVE_NOW or capacity is None:
+            if before is None or capacity is None:
                 metered.append(None)
                 credit_of.append(None)
                 continue
             used = None if use is None or use.compute_ratio is None else use.compute_ratio * capacity
-            metered.append(Metered(used, before.observed.tflops_limit))
-            credit_of.append(accrue(self._credits.get(key), share, used, seconds))
+            is_movable = before.effect in EFFECTIVE_NOW
+            metered.append(Metered(used, before.observed.tflops_limit, is_movable))
+            credit_of.append(accrue(self._credits.get(key), share, used, seconds) if is_movable else None)
         self._credits = {key: one for key, one in zip(keys, credit_of, strict=True) if one is not None}
-        return share_time(shares, metered, credit_of, tflops)
+        pressed = self._pressure.metered(attribution.at, dict(zip(keys, shares, strict=True)), metered, tflops)
+        after, rooms = share_time(shares, pressed, credit_of, tflops)
+        self._pressure.note({key: room for key, room in zip(keys, rooms, strict=True) if room is not None})
+        return after
 
     def credits(self) -> Mapping[WorkerKey, float]:
         """Return what each worker has saved up to burst, in TFLOP-seconds."""

@@ -4,6 +4,8 @@ Compute ceilings overcommit, because time comes back. While everyone's demand fi
 stands. When it does not, what is asked for inside the requests is served first and the rest is divided, critical first;
 whoever is not at work keeps its ceiling, and takes part in the division with its first active sample. Nobody's
 effective limit is ever below its request: a guarantee is there at once, and the bursts make room in the next tick.
+Who may have been kept from it by others counts with all its request, so a guarantee is back after one tick (`pressure`
+tells who).
 TFLOPs are FP16, dense; figures are counted in thousandths of one where they are divided.
 """
 
@@ -21,6 +23,8 @@ from autoscaler.contract.keys import QoS
 SATURATED_RATIO: Final = 0.9
 """A worker that uses this much of its effective limit may want any more."""
 GROWTH_RATIO: Final = 1.3
+AT_WORK_RATIO: Final = 0.01
+"""Of the device: the driver counts in percent, and less is a beat of the heart."""
 STEP_RATIO: Final = 0.01
 """Of the device: smaller moves of a limit are not worth a write."""
 CREDITED: Final = frozenset({QoS.LOW, QoS.MEDIUM})
@@ -43,10 +47,19 @@ class Credit(msgspec.Struct, frozen=True, gc=False):
 
 
 class Metered(msgspec.Struct, frozen=True, gc=False):
-    """One worker on one device in one tick: TFLOPs used (None: not known), and the limit it was under (None: none)."""
+    """One worker on one device in one tick: TFLOPs used (None: not known), and the limit it was under (None: none).
+
+    The limit of one that is not `is_movable` can't be changed while it runs: it takes its part, and the others what
+    remains. `least_tflops` is kept for it whatever it used; one that `claims` its request may have been kept from it,
+    and of one that `rises` nobody knows how far.
+    """
 
     tflops_used: float | None
     effective_tflops: float | None
+    is_movable: bool = True
+    least_tflops: float = 0.0
+    claims: bool = False
+    rises: bool = False
 
 
 def accrue(before: Credit | None, share: Share, tflops_used: float | None, seconds: float) -> Credit | None:
@@ -70,23 +83,26 @@ def share_time(
     metered: Sequence[Metered | None],
     credit_of: Sequence[Credit | None],
     tflops: Mapping[str, float],
-) -> tuple[Share, ...]:
-    """Return the shares with the compute limits that can stand together, in order.
+) -> tuple[tuple[Share, ...], list[float | None]]:
+    """Return the shares with the compute limits that can stand together, in order, and the room each one was left.
 
-    `metered` and `credit_of` go with the shares. Those without a metering (their limit can't be moved while they run),
-    and devices whose `tflops` are not known, are left as they are.
+    `metered` and `credit_of` go with the shares, `tflops` is what each device has for them. Shares without a metering,
+    and those on devices whose `tflops` are not known, are left as they are. No room is told where nothing was divided.
     """
     by_device: dict[str, list[int]] = {}
     for place, share in enumerate(shares):
         if metered[place] is not None:
             by_device.setdefault(share.quota.uuid, []).append(place)
-    after = list(shares)
+    after, room_of = list(shares), _unknown(len(shares))
     for uuid, places in by_device.items():
         if uuid in tflops:
             crew = [_Member(shares[place], one, credit_of[place]) for place in places if (one := metered[place])]
-            for place, limit in zip(places, _divide(crew, tflops[uuid]), strict=True):
-                after[place] = _with_limit(shares[place], limit)
-    return tuple(after)
+            limits, rooms = _divide(crew, tflops[uuid])
+            for number, place in enumerate(places):
+                room_of[place] = rooms[number]
+                if crew[number].metered.is_movable:
+                    after[place] = _with_limit(shares[place], limits[number])
+    return tuple(after), room_of
 
 
 class _Member(msgspec.Struct, frozen=True, gc=False):
@@ -103,19 +119,25 @@ class _Member(msgspec.Struct, frozen=True, gc=False):
         is_poor = self.credit is not None and self.credit.spent and self.share.worker.qos in ONLY_ON_CREDIT
         return min(request, limit) if is_poor and request > 0.0 else limit
 
+    def is_at_rest(self, total: float) -> bool:
+        """Whether it does less than counts as work on a device of so many TFLOPs."""
+        return self.metered.tflops_used is not None and self.metered.tflops_used < AT_WORK_RATIO * total
+
     def wants(self, ceiling: float) -> float:
         """What it may use in the next tick, if it is let."""
         used, under = self.metered.tflops_used, self.metered.effective_tflops
         if used is None or used >= SATURATED_RATIO * (self.share.quota.tflops_limit if under is None else under):
             return ceiling
-        return min(ceiling, GROWTH_RATIO * used)
+        return min(ceiling, max(GROWTH_RATIO * used, self.metered.least_tflops))
 
 
-def _divide(crew: Sequence[_Member], total: float) -> list[float]:
+def _divide(crew: Sequence[_Member], total: float) -> tuple[list[float], list[float | None]]:
+    """Return everyone's limit, and the room that each one was left; no room where all that is wanted fits."""
     ceilings = [one.ceiling for one in crew]
     wants = [one.wants(ceiling) for one, ceiling in zip(crew, ceilings, strict=True)]
-    if sum(wants) <= total:
-        return ceilings
+    free = total - sum(wants)
+    if free >= 0.0:
+        return _let_rise(crew, ceilings, [want + free for want in wants]), _unknown(len(crew))
     requests = [one.share.quota.tflops_request for one in crew]
     levels = levels_of([one.share.worker.qos for one in crew])
     inside = list(map(min, wants, requests))
@@ -128,11 +150,26 @@ def _divide(crew: Sequence[_Member], total: float) -> list[float]:
         divided = raise_by_level(levels, divided, bases, list(map(_whole, targets)), _whole(total))
         bases = list(map(min, divided, map(_whole, requests)))
     step = STEP_RATIO * total
-    return [
-        # Not at work above its request: nothing to divide, and free to start.
-        ceiling if want <= request else max(min(part / _MILLI // step * step, ceiling), min(request, ceiling))
-        for ceiling, want, request, part in zip(ceilings, wants, requests, divided, strict=True)
+    limits = [
+        # At rest: nothing to divide, and free to start. At work, a burst has to wait for its turn.
+        ceiling if one.is_at_rest(total) else max(min(part / _MILLI // step * step, ceiling), min(request, ceiling))
+        for one, ceiling, request, part in zip(crew, ceilings, requests, divided, strict=True)
     ]
+    return limits, [part / _MILLI for part in divided]
+
+
+def _let_rise(crew: Sequence[_Member], ceilings: list[float], rooms: Sequence[float]) -> list[float]:
+    """Return the ceilings; while somebody claims its request, who rises gets what is free and no more for a tick."""
+    if not any(one.metered.claims for one in crew):
+        return ceilings
+    return [
+        min(ceiling, max(room, one.share.quota.tflops_request)) if one.metered.rises else ceiling
+        for one, ceiling, room in zip(crew, ceilings, rooms, strict=True)
+    ]
+
+
+def _unknown(count: int) -> list[float | None]:
+    return [None] * count
 
 
 def _with_limit(share: Share, limit: float) -> Share:

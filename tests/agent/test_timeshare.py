@@ -32,7 +32,7 @@ def limits(
 ) -> dict[str, float]:
     names = [one.worker.pod_uid for one in shares]
     metered = [Metered(used[name], (under or {}).get(name)) if name in used else None for name in names]
-    found = share_time(shares, metered, [(credit or {}).get(name) for name in names], {GPU: TOTAL})
+    found, _ = share_time(shares, metered, [(credit or {}).get(name) for name in names], {GPU: TOTAL})
     return {one.worker.pod_uid: one.effective.tflops_limit for one in found}
 
 
@@ -80,9 +80,16 @@ def test_a_worker_whose_limit_cannot_be_moved_while_it_runs_is_left_alone() -> N
     assert limits([share("a", 20, 80), share("b", 20, 80)], {"b": 79.0})["a"] == 80
 
 
+def test_a_worker_whose_limit_cannot_be_moved_takes_its_part_before_the_rest_is_divided() -> None:
+    both = [share("a", 30, 80), share("b", 20, 80)]
+    fixed = Metered(25.0, 80.0, is_movable=False, least_tflops=30.0, claims=True)
+    found, _ = share_time(both, [fixed, Metered(75.0, 80.0)], [None] * 2, {GPU: TOTAL})
+    assert [one.effective.tflops_limit for one in found] == [80, 67]
+
+
 def test_a_device_of_unknown_capacity_is_left_alone() -> None:
     both = [share("a", 20, 80), share("b", 20, 80)]
-    assert share_time(both, [Metered(79.0, None)] * 2, [None] * 2, {}) == tuple(both)
+    assert share_time(both, [Metered(79.0, None)] * 2, [None] * 2, {}) == (tuple(both), [None] * 2)
 
 
 def test_credit_is_earned_under_the_request_and_spent_above_it() -> None:

@@ -44,6 +44,13 @@ def test_several_samples_of_a_process_weigh_by_the_time_they_cover(window):
     assert window.take(samples, NOW + SECOND, busy=True) == {1: pytest.approx(0.6), 2: 0.3}
 
 
+def test_the_first_sample_after_a_rest_weighs_no_more_than_those_that_follow(window):
+    window.take([UtilizationSample(1, NOW, 50)], NOW, busy=False)
+    window.take([], NOW + 9 * SECOND - 200_000, busy=False)
+    begun = [UtilizationSample(1, NOW + 9 * SECOND + step * 200_000, percent) for step, percent in enumerate((10, 100))]
+    assert window.take(begun, NOW + 9 * SECOND + 300_000, busy=True) == {1: pytest.approx(0.55)}
+
+
 def test_a_process_without_a_sample_is_idle_as_soon_as_another_has_a_newer_one(window):
     window.take([UtilizationSample(1, NOW, 80)], NOW, busy=True)
     assert window.take([UtilizationSample(2, NOW + SECOND, 10)], NOW + SECOND, busy=True) == {2: 0.1}
