@@ -63,12 +63,13 @@ class Gate:
         """
         live = self.vram_bytes or 0.0
         most = max(ceiling_bytes, HEADROOM_RATIO * live, LEAST_BYTES)
-        works = at - self.active_at <= HOLD_SECONDS
-        waking = max(request_bytes, WAKING_RATIO * live, OF_CEILING_RATIO * ceiling_bytes, LEAST_BYTES)
-        wanted = most if works else min(waking, most)
+        if at - self.active_at <= HOLD_SECONDS:
+            self.effective_bytes = most
+            return most
+        wanted = min(max(request_bytes, WAKING_RATIO * live, OF_CEILING_RATIO * ceiling_bytes, LEAST_BYTES), most)
         effective = self.effective_bytes
         near = live > NEAR_RATIO * effective
-        if works or near or wanted > RAISE_RATIO * effective or wanted < LOWER_RATIO * effective:
+        if near or wanted > RAISE_RATIO * effective or wanted < LOWER_RATIO * effective:
             self.effective_bytes = wanted
         self.effective_bytes = min(self.effective_bytes, most)
         return self.effective_bytes
