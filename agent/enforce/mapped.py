@@ -42,7 +42,7 @@ class MappedFile:
             self.inode = found.st_ino
             # A hole in the file would be filled by the first access, which a full disk answers with SIGBUS.
             os.posix_fallocate(descriptor, 0, size)
-            self._memory = mmap.mmap(descriptor, size)
+            self._memory = _mapped(path, descriptor, size)
         finally:
             os.close(descriptor)
         self._start = CUTS.watch(self._memory)
@@ -113,6 +113,13 @@ class MappedFile:
         except BufferError:  # a view is still held somewhere: the mapping ends with it
             return
         CUTS.forget(self._start)
+
+
+def _mapped(path: Path, descriptor: int, size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(descriptor, size)
+    except ValueError:
+        raise LayoutError(f"{path} was cut while it was opened") from None
 
 
 def is_name(text: str) -> bool:

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -299,6 +300,25 @@ def test_a_file_that_a_tenant_cuts_off_or_replaces_stops_nothing(node: Node, mad
 
     assert "0 bytes" in actuator.reach(worker("a"), GPU).reason
     assert set(actuator.in_force()) == {("uid-b", "main", GPU)}
+
+
+def test_a_file_that_is_cut_while_it_is_opened_is_refused_like_any_other_of_that_size(node: Node) -> None:
+    path = node.file(worker())
+    create_state(path, {3: GPU}, node.at)
+    cutting = "import os, sys\nwhile True:\n  os.truncate(sys.argv[1], 0); os.truncate(sys.argv[1], 35504)"
+    vandal = subprocess.Popen([sys.executable, "-c", cutting, str(path)])
+    said = set()
+    deadline = time.monotonic() + 30.0
+    try:
+        while not any("while it was opened" in one for one in said):
+            assert time.monotonic() < deadline, said
+            try:
+                open_state(path).close()
+            except LayoutError as error:
+                said.add(str(error))
+    finally:
+        vandal.kill()
+        vandal.wait()
 
 
 def test_the_limiter_is_told_what_its_worker_holds(node: Node, made: Keep) -> None:
