@@ -100,18 +100,22 @@ class Bucket:
         if self._live.pod_memory_used != vram_bytes:
             self._live.put_use(vram_bytes)
 
-    def refill(self, at: float, now: float) -> None:
-        """Add the tokens since the last refill; `at` is monotonic, `now` what the file is told (both seconds)."""
+    def refill(self, at: float, now: float) -> bool:
+        """Add the tokens since the last refill; `at` is monotonic, `now` what the file is told (both seconds).
+
+        Returns whether it was full and untouched: then it takes in nothing, whatever the time since.
+        """
         live = self._live
         found = live.tokens
-        # Full and untouched it takes in nothing, whatever the time since.
-        if not found == self.left == self._full:
+        is_idle = found == self.left == self._full
+        if not is_idle:
             filled = self._filled(found, at)
             if filled != found:
                 live.tokens = filled
             self.left = filled
         live.last_update = now
         self.refilled_at = at
+        return is_idle
 
     def steer(self, utilization: float | None, at: float) -> None:
         """Take one tick's utilization of this worker (0..1, None: not known)."""

@@ -26,6 +26,8 @@ class LimiterFile:
     def __init__(self, mapped: MappedFile, worker: Worker) -> None:
         self.path, self.worker = mapped.path, worker
         self.buckets: dict[WorkerKey, Bucket] = {}
+        self.is_idle = False
+        """Whether nobody took a token before the last refill, and each bucket was full."""
         self._mapped = mapped
         self._version, self._count = mapped.u32(DISCRIMINANT), mapped.u32(DEVICE_COUNT)
         self._heartbeat = mapped.u64(HEARTBEAT)
@@ -61,8 +63,10 @@ class LimiterFile:
     def keep(self, at: float, wall: float) -> None:
         """Beat and refill; `at` is monotonic, `wall` the epoch's seconds."""
         self._heartbeat.value = int(wall)
+        is_idle = True
         for bucket in self.buckets.values():
-            bucket.refill(at, wall)
+            is_idle = bucket.refill(at, wall) and is_idle
+        self.is_idle = is_idle
 
     def turn(self, around: Surroundings, at: float) -> int:
         """Steer every bucket by what its worker uses; return how much was put right."""

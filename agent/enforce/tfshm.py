@@ -38,6 +38,8 @@ from autoscaler.contract.quota import DeviceQuota, Observed
 _log = structlog.get_logger(__name__)
 REFILL_SECONDS: Final = 0.2
 """Well under the two seconds of silence that the limiter bears, and under its bucket's half second."""
+IDLE_TURNS: Final = 2
+"""Refills to one of an idle worker's full bucket: still under the half second that it lasts whoever begins to work."""
 
 
 class TfshmActuator:
@@ -153,12 +155,16 @@ class TfshmActuator:
                 self._drop(pod)
             self._ownership.save()
 
-    def keep(self) -> None:
-        """Beat and refill, once, everywhere; a file that was cut or replaced is the next tick's matter."""
+    def keep(self, *, idle: bool = True) -> None:
+        """Beat and refill, once; a file that was cut or replaced is the next tick's matter.
+
+        `idle`: everywhere, also where nobody took anything when it was looked at last.
+        """
         at, wall = self._clock(), self._wall()
         with self._lock:
             for file in self._files.values():
-                file.keep(at, wall)
+                if idle or not file.is_idle:
+                    file.keep(at, wall)
 
     def _limit(self, bucket: Bucket, worker: Worker, quota: DeviceQuota, part: Part) -> None:
         """Put one part into force, or raise LimitError with why not."""
@@ -231,8 +237,10 @@ class TfshmActuator:
             self._ownership.own(file.path, owned=False)
 
     def _keep_on(self) -> None:
+        turn = 0
         while not self._stop.wait(REFILL_SECONDS):
-            self.keep()
+            turn += 1
+            self.keep(idle=turn % IDLE_TURNS == 0)
 
 
 def _pod(worker: Worker) -> tuple[str, str]:

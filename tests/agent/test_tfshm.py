@@ -19,7 +19,8 @@ from agent.enforce import tfshm_layout as layout
 from agent.enforce.actuator import BOTH, Part, Surroundings
 from agent.enforce.heartbeat import STRANGER_SECONDS
 from agent.enforce.mapped import LayoutError
-from agent.enforce.tfshm import TfshmActuator
+from agent.enforce.steer import BURST_SECONDS
+from agent.enforce.tfshm import IDLE_TURNS, REFILL_SECONDS, TfshmActuator
 from agent.enforce.tfshm_layout import Slot, create_state, open_state, slots_of
 from agent.model.samples import Worker
 from autoscaler.contract.keys import Effect
@@ -343,6 +344,39 @@ def test_a_worker_that_asks_for_less_than_its_limit_is_not_held_back(node: Node,
         actuator.keep()
         actuator.turn(node.at)
     assert actuator.throttled() == {("uid-a", "main", GPU): False}
+
+
+def test_between_two_beats_for_all_only_those_who_take_tokens_are_refilled(node: Node, made: Keep) -> None:
+    names = ("a", "b")
+    for name in names:
+        node.folder(worker(name))
+    actuator = made(node.actuator())
+    for name in names:
+        actuator.apply(worker(name), quota(30.0), BOTH)
+    # The test is the heart here.
+    actuator._stop.set()
+    assert actuator._keeper is not None
+    actuator._keeper.join()
+
+    def refilled(*, idle: bool) -> set[str]:
+        node.at += REFILL_SECONDS
+        actuator.keep(idle=idle)
+        found = set()
+        for name in names:
+            with open_state(node.file(worker(name))) as file:
+                slot = Slot(file, 3)
+                if slot.f64(layout.LAST_UPDATE) == node.at:
+                    found.add(name)
+                if name == "b":
+                    slot.put_f64(layout.TOKENS, slot.f64(layout.TOKENS) - 1.0)
+                del slot
+        return found
+
+    while len(refilled(idle=False)) == 2:
+        pass
+    assert [refilled(idle=idle) for idle in (False, True, False)] == [{"b"}, {"a", "b"}, {"b"}]
+    # Whoever begins to work has what its bucket holds until the next look at it.
+    assert IDLE_TURNS * REFILL_SECONDS < BURST_SECONDS
 
 
 def test_a_second_container_of_a_pod_is_told_whom_the_file_serves(node: Node, made: Keep) -> None:
