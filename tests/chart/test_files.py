@@ -103,7 +103,7 @@ def test_the_agents_image_has_what_the_agent_imports_and_no_more() -> None:
     imported = {
         one for path in files for one in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
     }
-    modules = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml"}
+    modules = {"nvidia-ml-py": "pynvml", "protobuf": "google", "pyyaml": "yaml"}
     expected = {modules.get(name, name.replace("-", "_")) for name in installed.split()}
     known = expected | {"kubernetes", "numpy", "sklearn", "cronsim", "prometheus_api_client", "stamina", "tzdata"}
     assert imported & known == expected

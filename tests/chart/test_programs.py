@@ -11,6 +11,7 @@ import pytest
 from agent.enforce.orders import COMPUTE_ORDER, VRAM_ORDER
 from agent.enforce.registry import ACTUATORS
 from agent.gpus import load_gpu_table
+from agent.kubelet.sockets import POD_RESOURCES, PODS
 from agent.serve.access import AUDIENCE, GROUP, RESOURCE
 from agent.settings import AgentSettings
 from agent.simulate.scenario import load_scenario
@@ -29,6 +30,11 @@ from tests.chart.rendered import (
     rules,
 )
 from tests.chart.rendering import CHART
+
+
+def kubelet_of(name: str) -> str:
+    """Return the kubelet's folder on the nodes of a value set."""
+    return "/var/lib/k0s/kubelet" if name == "everything" else "/var/lib/kubelet"
 
 
 @every
@@ -75,7 +81,8 @@ def test_an_agent_has_of_its_node_what_its_backend_needs_and_no_more(name: str) 
     assert inner["allowPrivilegeEscalation"] is False
     assert "privileged" not in inner
     paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
-    assert paths == {"/var/lib/tf-agent"} | {path["path"] for one in actuators for path in one["hostPaths"]}
+    asked = {f"{kubelet_of(name)}/{folder}" for folder in TABLE["kubelet"]["folders"] if told["TF_AGENT_ASK_KUBELET"] == "true"}  # fmt: skip
+    assert paths == {"/var/lib/tf-agent"} | asked | {path["path"] for one in actuators for path in one["hostPaths"]}
     assert ("NVIDIA_VISIBLE_DEVICES" in told) == row["gpu"]
     if row["gpu"]:
         parts = {"utility"} | {one for row in actuators for one in row["driver"]}
@@ -96,9 +103,13 @@ def test_an_agent_looks_for_what_is_mounted_where_it_is_mounted(name: str, monke
         "/usr/local/vgpu/containers": settings.hamicore_root,
         "/run/tensor-fusion/mps": settings.mps_root,
         "/var/lib/tf-agent": settings.state_dir,
+        f"{kubelet_of(name)}/pod-resources": (settings.kubelet_dir / POD_RESOURCES).parent,
+        f"{kubelet_of(name)}/pods-api": (settings.kubelet_dir / PODS).parent,
     }
     assert {path: Path(one["mountPath"]) for path, one in mounted.items()} == {path: places[path] for path in mounted}
-    assert not [path for path, one in mounted.items() if one.get("readOnly")]
+    read = {path for path in mounted if path.startswith(kubelet_of(name))}
+    assert {path for path, one in mounted.items() if one.get("readOnly")} == read
+    assert bool(read) == settings.ask_kubelet == (name not in {"cert-manager", "simulated"})
     assert ("/sys/fs/cgroup" in mounted) == (settings.freeze or ("dmem" in settings.vram_backends and settings.backend == "auto"))  # fmt: skip
 
 
@@ -116,7 +127,10 @@ def test_an_agent_has_a_token_only_where_it_asks_the_api_server_and_asks_nothing
     ]
 
     assert pods(name)["agent"]["spec"]["automountServiceAccountToken"] == (follows or settings.token_review)
-    assert written == ([([""], ["pods"], ["list", "watch"])] if follows else [])
+    expected = [([""], ["pods"], ["list", "watch"])]
+    if settings.ask_kubelet:
+        expected.append((["resource.k8s.io"], ["resourceslices"], ["list"]))
+    assert written == (expected if follows else [])
     assert bool(delegated) == settings.token_review
     assert all(one["metadata"]["labels"]["app.kubernetes.io/component"] == "agent" for one in delegated)
 

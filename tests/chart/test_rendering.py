@@ -73,6 +73,7 @@ REFUSED = {
     "a setting that the chart sets itself": ("controller.settings.listen=:1", "listen"),
     "no replica": ("controller.replicas=0", "/controller/replicas"),
     "the node's root as a state folder": ("agent.stateHostPath=/", "/agent/stateHostPath"),
+    "a kubelet's folder that is no path": ("agent.kubelet.rootDir=kubelet", "/agent/kubelet/rootDir"),
     "a port that is none": ("agent.port=70000", "/agent/port"),
     "Secrets without names": ("externalScaler.secrets[0].namespace=lab", "names"),
 }  # fmt: skip

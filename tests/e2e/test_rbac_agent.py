@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from agent.kubeapi import ApiAddress, KubeApi
+from agent.kubelet.resources import ClaimedDevice
+from agent.pods.claims import DRIVER, Claims
 from agent.pods.watch import PodWatch
 from agent.serve.access import AUDIENCE, TokenAccess
 from autoscaler.contract import keys
@@ -92,6 +94,36 @@ async def test_the_agents_account_can_follow_the_pods_of_its_node(
         cluster.run("-n", released, "delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false")
 
 
+async def test_the_agents_account_can_read_which_gpu_a_claimed_device_is(
+    cluster: ApiServer, released: str, api: KubeApi
+) -> None:
+    node, uuid = f"{released}-node", "GPU-6f2c1f8a-0b1d-4c3e-9a57-0123456789ab"
+    device = {"name": "gpu-0", "attributes": {"uuid": {"string": uuid}, "index": {"int": 0}}}
+    for place, devices in ((node, [device]), ("another", [device | {"name": "gpu-1"}])):
+        pool = {"name": place, "generation": 1, "resourceSliceCount": 1}
+        slice_ = {
+            "apiVersion": "resource.k8s.io/v1",
+            "kind": "ResourceSlice",
+            "metadata": {"name": f"{released}-{place}"},
+            "spec": {"driver": DRIVER, "pool": pool, "nodeName": place, "devices": devices},
+        }
+        created = cluster.run("create", "-f", "-", stdin=json.dumps(slice_))
+        assert created.returncode == 0, created.stderr
+    claimed = ClaimedDevice(DRIVER, node, "gpu-0")
+    now = 0.0
+    claims = Claims(api, node, lambda: now)
+
+    async def known() -> bool:
+        nonlocal now
+        now += 60.0
+        return await claims.uuids({claimed}) == {claimed: uuid}
+
+    try:
+        await until(known)
+    finally:
+        cluster.run("delete", "resourceslices", f"{released}-{node}", f"{released}-another")
+
+
 async def test_the_agents_account_lets_the_controllers_set_quotas_and_nobody_else(
     cluster: ApiServer, released: str, api: KubeApi
 ) -> None:
@@ -118,6 +150,7 @@ def test_the_agents_account_has_these_rights_and_no_others(cluster: ApiServer, r
     assert found == {
         ("", "pods", "list", ""),
         ("", "pods", "watch", ""),
+        ("resource.k8s.io", "resourceslices", "list", ""),
         ("authentication.k8s.io", "tokenreviews", "create", ""),
         ("authorization.k8s.io", "subjectaccessreviews", "create", ""),
     }

@@ -188,12 +188,25 @@ prometheus.io/path: /metrics
 {{- $driver = concat $driver .driver -}}
 {{- $hostPaths = concat $hostPaths .hostPaths -}}
 {{- end -}}
+{{- if include "tfa.asksKubelet" . -}}
+{{- $root := .Values.agent.kubelet.rootDir -}}
+{{- range $table.kubelet.folders -}}
+{{- $hostPaths = append $hostPaths (dict "name" . "path" (printf "%s/%s" $root .) "mountPath" (printf "/var/lib/kubelet/%s" .) "type" "DirectoryOrCreate" "readOnly" true) -}}
+{{- end -}}
+{{- end -}}
 {{- merge (dict "compute" $compute "vram" $vram "capabilities" (uniq $capabilities) "driver" (uniq $driver) "hostPaths" (uniq $hostPaths)) $row | toYaml -}}
 {{- end -}}
 
 {{/* "true" where the agent watches the pods of its node: played scenarios name their own. */}}
 {{- define "tfa.followsPods" -}}
 {{- if and .Values.agent.followPods (ne .Values.agent.backend "simulated") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* "true" where the agent asks the kubelet of its node for pods and their devices. */}}
+{{- define "tfa.asksKubelet" -}}
+{{- if and .Values.agent.kubelet.enabled (ne .Values.agent.backend "simulated") -}}
 true
 {{- end -}}
 {{- end -}}
