@@ -51,30 +51,38 @@ class Lending:
         Only limits that reach running workers are moved: to the others a moment's lending would come hours late. They
         take their part, and the rest is divided.
         """
-        uses = attribution.by_key
-        keys = tuple(layout.places)
         seconds = 0.0 if self._at is None else attribution.at - self._at
         # A clock that was set tells nothing about what was used meanwhile.
         seconds = seconds if 0.0 <= seconds <= MOST_SECONDS else 0.0
         self._at = attribution.at
-        metered: list[Metered | None] = []
+        metered = _metered(layout, attribution, applied, tflops)
+        before, self._credits = self._credits, {}
         credit_of: list[Credit | None] = []
-        for key, share in zip(keys, shares, strict=True):
-            before, capacity, use = applied.get(key), tflops.get(key[2]), uses.get(key)
-            if before is None or capacity is None:
-                metered.append(None)
-                credit_of.append(None)
-                continue
-            used = None if use is None or use.compute_ratio is None else use.compute_ratio * capacity
-            is_movable = before.effect in EFFECTIVE_NOW
-            metered.append(Metered(used, before.observed.tflops_limit, is_movable))
-            credit_of.append(accrue(self._credits.get(key), share, used, seconds) if is_movable else None)
-        self._credits = {key: one for key, one in zip(keys, credit_of, strict=True) if one is not None}
-        pressed = self._pressure.metered(attribution.at, dict(zip(keys, shares, strict=True)), metered, tflops)
+        for key, share, one in zip(layout.places, shares, metered, strict=True):
+            credit = accrue(before.get(key), share, one.tflops_used, seconds) if one and one.is_movable else None
+            credit_of.append(credit)
+            if credit is not None:
+                self._credits[key] = credit
+        pressed = self._pressure.metered(attribution.at, layout, metered, tflops)
         after, rooms = share_time(shares, pressed, credit_of, tflops)
-        self._pressure.note({key: room for key, room in zip(keys, rooms, strict=True) if room is not None})
+        self._pressure.note(rooms)
         return after
 
     def credits(self) -> Mapping[WorkerKey, float]:
         """Return what each worker has saved up to burst, in TFLOP-seconds."""
         return {key: credit.tflop_seconds for key, credit in self._credits.items()}
+
+
+def _metered(
+    layout: Layout, attribution: Attribution, applied: Mapping[WorkerKey, Applied], tflops: Mapping[str, float]
+) -> list[Metered | None]:
+    """Return what was used at each place, and the limit that was in force; None where either can't be told."""
+    uses, metered = attribution.by_key, list[Metered | None]()
+    for key in layout.places:
+        before, capacity, use = applied.get(key), tflops.get(key[2]), uses.get(key)
+        if before is None or capacity is None:
+            metered.append(None)
+            continue
+        used = None if use is None or use.compute_ratio is None else use.compute_ratio * capacity
+        metered.append(Metered(used, before.observed.tflops_limit, before.effect in EFFECTIVE_NOW))
+    return metered

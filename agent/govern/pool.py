@@ -54,12 +54,14 @@ class Share(msgspec.Struct, frozen=True, gc=False):
 class Layout(msgspec.Struct, frozen=True):
     """Who claims what where, by key in order; it changes only with what it was made from, so it is kept over ticks.
 
-    `present` are the workers that are known, those that only a document names too.
+    `present` are the workers that are known, those that only a document names too; `by_device` are the numbers of the
+    places on each device.
     """
 
     source: tuple[object, ...]
     places: Mapping[WorkerKey, tuple[Worker, DeviceQuota]]
     present: frozenset[WorkerId]
+    by_device: Mapping[str, Sequence[int]]
 
 
 def lay_out(
@@ -92,7 +94,11 @@ def lay_out(
             born = worker.born
             found.update(((*name, uuid), (worker, msgspec.structs.replace(born, uuid=uuid))) for uuid in on[name])
     present = frozenset(worker.id for worker in workers) | {key[:2] for key in found}
-    return Layout(source, {key: found[key] for key in sorted(found)}, present)
+    keys = sorted(found)
+    by_device: dict[str, list[int]] = {}
+    for place, key in enumerate(keys):
+        by_device.setdefault(key[2], []).append(place)
+    return Layout(source, {key: found[key] for key in keys}, present, by_device)
 
 
 def claims(

@@ -8,12 +8,13 @@ with it. Pure but for what is remembered from tick to tick. Neighbours: `lending
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
 
-from agent.govern.pool import Share
+from agent.govern.pool import Layout
 from agent.govern.timeshare import AT_WORK_RATIO, GROWTH_RATIO, SATURATED_RATIO, Metered
-from agent.model.samples import WorkerKey
+from autoscaler.contract.quota import DeviceQuota
 
 FULL_RATIO: Final = 0.95
 """Of the device: busier than this, nobody's use tells what it would have used."""
@@ -29,89 +30,109 @@ class Pressure:
     """One node's; forgets who is gone."""
 
     def __init__(self) -> None:
-        self._rooms: dict[WorkerKey, float] = {}
-        self._used: dict[WorkerKey, float] = {}
-        self._peaks: dict[WorkerKey, float] = {}
         self._at = 0.0
-        self._lowest: dict[WorkerKey, tuple[float, float]] = {}
-        self._claims: dict[WorkerKey, float] = {}
+        self._layout: Layout | None = None
+        self._pasts: list[_Past] = []
 
     def metered(
-        self, at: float, shares: Mapping[WorkerKey, Share], seen: Sequence[Metered | None], tflops: Mapping[str, float]
+        self, at: float, layout: Layout, metered: Sequence[Metered | None], tflops: Mapping[str, float]
     ) -> list[Metered | None]:
-        """Return what was seen of each share with what it may have been kept from; `at` in seconds since the epoch."""
-        known = {key: one for key, one in zip(shares, seen, strict=True) if one is not None and key[2] in tflops}
-        used = {key: _used(shares[key], one) for key, one in known.items()}
-        rising = {
-            key
-            for key, amount in used.items()
-            if amount > max(GROWTH_RATIO * self._used.get(key, 0.0), AT_WORK_RATIO * tflops[key[2]])
-            and (key not in self._used or amount > self._peaks.get(key, 0.0) or self._used[key] == 0.0)
-        }
-        short = self._short(shares, used, rising, tflops)
-        claims = {key: until for key, until in self._claims.items() if key in known and 0.0 < until - at <= LAG_SECONDS}
-        self._claims = claims | dict.fromkeys(short, at + LAG_SECONDS)
-        self._used, self._peaks = used, self._decayed(at, used)
-        self._lowest = {key: self._held(at, key, shares[key], one) for key, one in known.items()}
-        return [
-            one if one is None or key not in known
-            else self._judged(key, shares[key], one, is_rising=key in rising)
-            for key, one in zip(shares, seen, strict=True)
-        ]  # fmt: skip
+        """Return what was seen at each place with what it may have been kept from; `at` in seconds since the epoch."""
+        pasts = self._places(layout)
+        decay, self._at = 0.5 ** (max(0.0, at - self._at) / PEAK_HALF_LIFE_SECONDS), at
+        judged = list(metered)
+        quotas = [quota for _, quota in layout.places.values()]
+        for uuid, places in layout.by_device.items():
+            seen = [place for place in places if metered[place] is not None and uuid in tflops]
+            crew = [(pasts[place], quotas[place], one) for place in seen if (one := metered[place])]
+            for place, one in zip(seen, _judged(crew, at, decay, tflops.get(uuid, 0.0)), strict=True):
+                judged[place] = one
+        for place, one in enumerate(metered):
+            if one is None:
+                pasts[place] = _Past()
+        return judged
 
-    def note(self, rooms: Mapping[WorkerKey, float]) -> None:
-        """Take what the division left to each, in TFLOPs; no entry where nothing was divided."""
-        self._rooms = dict(rooms)
+    def note(self, rooms: Sequence[float | None]) -> None:
+        """Take what the division left at each place, in TFLOPs; None where nothing was divided."""
+        for past, room in zip(self._pasts, rooms, strict=True):
+            past.room = room
 
-    def _judged(self, key: WorkerKey, share: Share, one: Metered, *, is_rising: bool) -> Metered:
-        request, claims = share.quota.tflops_request, key in self._claims
-        least = request if claims else min(request, PEAK_RATIO * self._peaks[key]) if self._used[key] else 0.0
-        return Metered(one.tflops_used, self._lowest[key][0], one.is_movable, least, claims, is_rising)
-
-    def _decayed(self, at: float, used: Mapping[WorkerKey, float]) -> dict[WorkerKey, float]:
-        """Return the highest use of each lately, which counts half after half a minute."""
-        seconds, self._at = max(0.0, at - self._at), at
-        decay = 0.5 ** (seconds / PEAK_HALF_LIFE_SECONDS)
-        return {key: max(amount, decay * self._peaks.get(key, 0.0)) for key, amount in used.items()}
-
-    def _held(self, at: float, key: WorkerKey, share: Share, one: Metered) -> tuple[float, float]:
-        """Return the lowest limit that may have been acting, and until when it may."""
-        limit = share.quota.tflops_limit if one.effective_tflops is None else one.effective_tflops
-        before = self._lowest.get(key)
-        if before is not None and limit > before[0] and 0.0 < before[1] - at <= LAG_SECONDS:
-            return before
-        return limit, at + LAG_SECONDS
-
-    def _short(
-        self,
-        shares: Mapping[WorkerKey, Share],
-        used: Mapping[WorkerKey, float],
-        rising: Collection[WorkerKey],
-        tflops: Mapping[str, float],
-    ) -> list[WorkerKey]:
-        """Return who works under its request, and may have been kept there by others or be on its way up.
-
-        Who was left room in the last division is judged by that: below it, its use was its own choice. Unless somebody
-        who was at rest then has taken more than was kept for it.
-        """
-        total: dict[str, float] = {}
-        overrun = set()
-        for key, amount in used.items():
-            total[key[2]] = total.get(key[2], 0.0) + amount
-            if amount > self._rooms.get(key, amount) + AT_WORK_RATIO * tflops[key[2]]:
-                overrun.add(key[2])
-        short = []
-        for key, amount in used.items():
-            capacity = tflops[key[2]]
-            if not AT_WORK_RATIO * capacity <= amount < shares[key].quota.tflops_request:
-                continue
-            room = None if key[2] in overrun else self._rooms.get(key)
-            is_open = key in rising or total[key[2]] >= FULL_RATIO * capacity
-            if is_open if room is None else amount >= SATURATED_RATIO * room:
-                short.append(key)
-        return short
+    def _places(self, layout: Layout) -> list[_Past]:
+        if self._layout is not layout:
+            known = dict(zip(self._layout.places, self._pasts, strict=True)) if self._layout is not None else {}
+            self._layout, self._pasts = layout, [known.get(key) or _Past() for key in layout.places]
+        return self._pasts
 
 
-def _used(share: Share, one: Metered) -> float:
+@dataclass(slots=True)
+class _Past:
+    """What is remembered of one worker on one device: TFLOPs (None: not known), and until when it holds.
+
+    `lowest` is the lowest limit that may be acting, `room` what the last division left.
+    """
+
+    used: float | None = None
+    peak: float = 0.0
+    room: float | None = None
+    lowest: float = 0.0
+    lowest_until: float = 0.0
+    claims_until: float = 0.0
+
+
+_Crew: TypeAlias = Sequence[tuple[_Past, DeviceQuota, Metered]]
+"""The workers of one device."""
+
+
+def _judged(crew: _Crew, at: float, decay: float, capacity: float) -> list[Metered]:
+    """Return what was seen of a device's workers with what they may have been kept from; remember it."""
+    amounts = [_used(quota, one) for _, quota, one in crew]
+    work = AT_WORK_RATIO * capacity
+    rising = [_rises(past, amount, work) for (past, _, _), amount in zip(crew, amounts, strict=True)]
+    short = _short(crew, amounts, rising, capacity)
+    judged = []
+    for (past, quota, one), amount, rises, is_short in zip(crew, amounts, rising, short, strict=True):
+        if is_short:
+            past.claims_until = at + LAG_SECONDS
+        elif not _holds(past.claims_until, at):
+            past.claims_until = 0.0
+        limit = quota.tflops_limit if one.effective_tflops is None else one.effective_tflops
+        if limit <= past.lowest or not _holds(past.lowest_until, at):
+            past.lowest, past.lowest_until = limit, at + LAG_SECONDS
+        past.used, past.peak = amount, max(amount, decay * past.peak)
+        request, claims = quota.tflops_request, past.claims_until > 0.0
+        least = request if claims else min(request, PEAK_RATIO * past.peak) if amount else 0.0
+        judged.append(Metered(one.tflops_used, past.lowest, one.is_movable, least, claims, rises))
+    return judged
+
+
+def _short(crew: _Crew, amounts: Sequence[float], rising: Sequence[bool], capacity: float) -> list[bool]:
+    """Return who works under its request, and may have been kept there by others or be on its way up.
+
+    Who was left room in the last division is judged by that: below it, its use was its own choice. Unless somebody
+    who was at rest then has taken more than was kept for it.
+    """
+    work = AT_WORK_RATIO * capacity
+    is_full = sum(amounts) >= FULL_RATIO * capacity
+    rooms = [past.room for past, _, _ in crew]
+    if any(room is not None and amount > room + work for room, amount in zip(rooms, amounts, strict=True)):
+        rooms = [None] * len(rooms)
+    return [
+        work <= amount < quota.tflops_request
+        and (rises or is_full if room is None else amount >= SATURATED_RATIO * room)
+        for (_, quota, _), room, amount, rises in zip(crew, rooms, amounts, rising, strict=True)
+    ]
+
+
+def _rises(past: _Past, amount: float, work: float) -> bool:
+    """Return whether a worker does more than use wavers: much more than just before, and than lately."""
+    return amount > max(GROWTH_RATIO * (past.used or 0.0), work) and (not past.used or amount > past.peak)
+
+
+def _holds(until: float, at: float) -> bool:
+    # A clock that was set back would have it hold until it is where it was.
+    return 0.0 < until - at <= LAG_SECONDS
+
+
+def _used(quota: DeviceQuota, one: Metered) -> float:
     """Return the use in TFLOPs; one that is not known may be all that it is allowed."""
-    return share.quota.tflops_limit if one.tflops_used is None else one.tflops_used
+    return quota.tflops_limit if one.tflops_used is None else one.tflops_used

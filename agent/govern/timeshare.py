@@ -12,7 +12,7 @@ TFLOPs are FP16, dense; figures are counted in thousandths of one where they are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -71,8 +71,8 @@ def accrue(before: Credit | None, share: Share, tflops_used: float | None, secon
         return Credit(FIRST_CREDIT_SECONDS * request)
     if tflops_used is None:
         return before
-    saved = before.tflop_seconds + (request - tflops_used) * seconds
-    saved = min(max(saved, 0.0), MOST_CREDIT_SECONDS * request)
+    saved, most = before.tflop_seconds + (request - tflops_used) * seconds, MOST_CREDIT_SECONDS * request
+    saved = most if saved > most else max(saved, 0.0)
     spent = saved <= 0.0 or (before.spent and saved < ENOUGH_SECONDS * request)
     # Most workers are as rich as they can be: nothing new is made for them.
     return before if saved == before.tflop_seconds and spent == before.spent else Credit(saved, spent)
@@ -90,93 +90,82 @@ def share_time(
     and those on devices whose `tflops` are not known, are left as they are. No room is told where nothing was divided.
     """
     by_device: dict[str, list[int]] = {}
-    for place, share in enumerate(shares):
-        if metered[place] is not None:
+    for place, (share, one) in enumerate(zip(shares, metered, strict=True)):
+        if one is not None and share.quota.uuid in tflops:
             by_device.setdefault(share.quota.uuid, []).append(place)
     after, room_of = list(shares), _unknown(len(shares))
     for uuid, places in by_device.items():
-        if uuid in tflops:
-            crew = [_Member(shares[place], one, credit_of[place]) for place in places if (one := metered[place])]
-            limits, rooms = _divide(crew, tflops[uuid])
-            for number, place in enumerate(places):
-                room_of[place] = rooms[number]
-                if crew[number].metered.is_movable:
-                    after[place] = _with_limit(shares[place], limits[number])
+        crew = [(shares[place], one, credit_of[place]) for place in places if (one := metered[place])]
+        limits, rooms = _divide(crew, tflops[uuid])
+        for place, (share, one, _), limit, room in zip(places, crew, limits, rooms, strict=True):
+            room_of[place] = room
+            if one.is_movable and limit != share.effective.tflops_limit:
+                effective = msgspec.structs.replace(share.effective, tflops_limit=limit)
+                after[place] = msgspec.structs.replace(share, effective=effective)
     return tuple(after), room_of
 
 
-class _Member(msgspec.Struct, frozen=True, gc=False):
-    """One worker in a device's division."""
-
-    share: Share
-    metered: Metered
-    credit: Credit | None
-
-    @property
-    def ceiling(self) -> float:
-        """The limit it may have on a device with room: for some, bursts need credit."""
-        limit, request = self.share.quota.tflops_limit, self.share.quota.tflops_request
-        is_poor = self.credit is not None and self.credit.spent and self.share.worker.qos in ONLY_ON_CREDIT
-        return min(request, limit) if is_poor and request > 0.0 else limit
-
-    def is_at_rest(self, total: float) -> bool:
-        """Whether it does less than counts as work on a device of so many TFLOPs."""
-        return self.metered.tflops_used is not None and self.metered.tflops_used < AT_WORK_RATIO * total
-
-    def wants(self, ceiling: float) -> float:
-        """What it may use in the next tick, if it is let."""
-        used, under = self.metered.tflops_used, self.metered.effective_tflops
-        if used is None or used >= SATURATED_RATIO * (self.share.quota.tflops_limit if under is None else under):
-            return ceiling
-        return min(ceiling, max(GROWTH_RATIO * used, self.metered.least_tflops))
+_Crew: TypeAlias = Sequence[tuple[Share, Metered, Credit | None]]
+"""The workers of one device."""
 
 
-def _divide(crew: Sequence[_Member], total: float) -> tuple[list[float], list[float | None]]:
+def _ceiling(share: Share, credit: Credit | None) -> float:
+    """Return the limit that a worker may have on a device with room: for some, bursts need credit."""
+    limit, request = share.quota.tflops_limit, share.quota.tflops_request
+    if credit is None or not credit.spent or share.worker.qos not in ONLY_ON_CREDIT or request <= 0.0:
+        return limit
+    return min(request, limit)
+
+
+def _wants(share: Share, one: Metered, ceiling: float) -> float:
+    """Return what a worker may use in the next tick, if it is let."""
+    used, under = one.tflops_used, one.effective_tflops
+    if used is None or used >= SATURATED_RATIO * (share.quota.tflops_limit if under is None else under):
+        return ceiling
+    return min(ceiling, max(GROWTH_RATIO * used, one.least_tflops))
+
+
+def _divide(crew: _Crew, total: float) -> tuple[list[float], list[float | None]]:
     """Return everyone's limit, and the room that each one was left; no room where all that is wanted fits."""
-    ceilings = [one.ceiling for one in crew]
-    wants = [one.wants(ceiling) for one, ceiling in zip(crew, ceilings, strict=True)]
+    ceilings = [_ceiling(share, credit) for share, _, credit in crew]
+    wants = [_wants(share, one, ceiling) for (share, one, _), ceiling in zip(crew, ceilings, strict=True)]
     free = total - sum(wants)
     if free >= 0.0:
         return _let_rise(crew, ceilings, [want + free for want in wants]), _unknown(len(crew))
-    requests = [one.share.quota.tflops_request for one in crew]
-    levels = levels_of([one.share.worker.qos for one in crew])
+    requests = [share.quota.tflops_request for share, _, _ in crew]
+    levels = levels_of([share.worker.qos for share, _, _ in crew])
     inside = list(map(min, wants, requests))
     on_credit = [
-        least if one.credit is not None and one.credit.spent else want
-        for one, want, least in zip(crew, wants, inside, strict=True)
+        least if credit is not None and credit.spent else want
+        for (_, _, credit), want, least in zip(crew, wants, inside, strict=True)
     ]
     divided = bases = [0] * len(crew)
     for targets in (inside, on_credit, wants):
         divided = raise_by_level(levels, divided, bases, list(map(_whole, targets)), _whole(total))
         bases = list(map(min, divided, map(_whole, requests)))
-    step = STEP_RATIO * total
+    step, work = STEP_RATIO * total, AT_WORK_RATIO * total
     limits = [
         # At rest: nothing to divide, and free to start. At work, a burst has to wait for its turn.
-        ceiling if one.is_at_rest(total) else max(min(part / _MILLI // step * step, ceiling), min(request, ceiling))
-        for one, ceiling, request, part in zip(crew, ceilings, requests, divided, strict=True)
+        ceiling
+        if one.tflops_used is not None and one.tflops_used < work
+        else max(min(part / _MILLI // step * step, ceiling), min(request, ceiling))
+        for (_, one, _), ceiling, request, part in zip(crew, ceilings, requests, divided, strict=True)
     ]
     return limits, [part / _MILLI for part in divided]
 
 
-def _let_rise(crew: Sequence[_Member], ceilings: list[float], rooms: Sequence[float]) -> list[float]:
+def _let_rise(crew: _Crew, ceilings: list[float], rooms: Sequence[float]) -> list[float]:
     """Return the ceilings; while somebody claims its request, who rises gets what is free and no more for a tick."""
-    if not any(one.metered.claims for one in crew):
+    if not any(one.claims for _, one, _ in crew):
         return ceilings
     return [
-        min(ceiling, max(room, one.share.quota.tflops_request)) if one.metered.rises else ceiling
-        for one, ceiling, room in zip(crew, ceilings, rooms, strict=True)
+        min(ceiling, max(room, share.quota.tflops_request)) if one.rises else ceiling
+        for (share, one, _), ceiling, room in zip(crew, ceilings, rooms, strict=True)
     ]
 
 
 def _unknown(count: int) -> list[float | None]:
     return [None] * count
-
-
-def _with_limit(share: Share, limit: float) -> Share:
-    if limit == share.effective.tflops_limit:
-        return share
-    effective = msgspec.structs.replace(share.effective, tflops_limit=limit)
-    return msgspec.structs.replace(share, effective=effective)
 
 
 def _whole(tflops: float) -> int:
