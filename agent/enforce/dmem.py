@@ -8,7 +8,7 @@ behind is repaired on the next look.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,14 +17,17 @@ import structlog
 
 from agent.enforce.actuator import Part, Surroundings
 from agent.enforce.backend import Capabilities
+from agent.enforce.book import BookError, read_book, write_book
 from agent.model.applied import Applied
-from agent.model.limits import CgroupLimits, LimitError
+from agent.model.limits import CgroupLimits, LimitError, NoLimitsError
 from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
 _log = structlog.get_logger(__name__)
 BOOK_NAME: Final = "dmem.json"
+COPY_NAME: Final = "dmem.copy.json"
+"""As the book stood after the last tick: what was reserved is known even where the book itself was damaged."""
 REPAIR_SECONDS: Final = 30.0
 """Time between two looks for reservations of cgroups that are gone, and for limits that somebody changed."""
 _VRAM_ONLY: Final = Capabilities(Effect.UNSUPPORTED, Effect.NEXT_ALLOC)
@@ -52,6 +55,8 @@ class _Seen:
 
     cgroup: Path
     limits: CgroupLimits
+    path: str
+    """Its cgroup as the worker's was told."""
 
 
 class DmemActuator:
@@ -61,7 +66,8 @@ class DmemActuator:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._book_file = around.state_dir / BOOK_NAME
+        self._book_file, self._copy_file = around.state_dir / BOOK_NAME, around.state_dir / COPY_NAME
+        self._is_copied = False
         self._book: dict[WorkerKey, Reservation] = {}
         self._seen: dict[WorkerKey, _Seen] = {}
         self._set: set[WorkerKey] = set()
@@ -89,9 +95,11 @@ class DmemActuator:
         return _VRAM_ONLY
 
     def observe(self, worker: Worker, uuid: str) -> Observed:
-        """Return the hard limit as it was read last."""
-        seen = self._seen.get((*worker.id, uuid))
-        return Observed() if seen is None else Observed(vram_limit_bytes=seen.limits.hard_bytes)
+        """Return the hard limit as it was read last; nothing of a container that came after it."""
+        seen, path = self._seen.get((*worker.id, uuid)), self._around.cgroup_of(worker)
+        if seen is None or (path and path != seen.path):
+            return Observed()
+        return Observed(vram_limit_bytes=seen.limits.hard_bytes)
 
     def apply(self, worker: Worker, quota: DeviceQuota, parts: frozenset[Part]) -> Applied:
         """Set soft to the request and hard to the limit; the kernel judges the next allocation by them."""
@@ -126,9 +134,12 @@ class DmemActuator:
 
     def turn(self, now: float) -> None:
         """Look now and then: at what is in force, and for reservations whose cgroup is gone."""
-        if self._looked_at is not None and 0.0 <= now - self._looked_at < REPAIR_SECONDS:
-            return
-        self._looked_at = now
+        if self._looked_at is None or not 0.0 <= now - self._looked_at < REPAIR_SECONDS:
+            self._looked_at = now
+            self._look_through()
+        self._copy()
+
+    def _look_through(self) -> None:
         for reservation in list(self._book.values()):
             try:
                 if Path(reservation.cgroup).is_dir():
@@ -159,7 +170,7 @@ class DmemActuator:
         known = self._seen.get(key)
         if known is not None and known.cgroup == cgroup:
             return known
-        seen = self._seen[key] = _Seen(cgroup, self._around.memory_limits.read(uuid, cgroup))
+        seen = self._seen[key] = _Seen(cgroup, self._around.memory_limits.read(uuid, cgroup), path)
         return seen
 
     def _used(self, seen: _Seen, quota: DeviceQuota) -> int | None:
@@ -177,12 +188,13 @@ class DmemActuator:
         """
         assert self._around.memory_limits is not None
         pod_uid, container, uuid = key
+        self._leave(key, seen.cgroup)
         most = max(soft_bytes, seen.limits.soft_bytes)
         highest = max(hard_bytes, seen.limits.hard_bytes or 0)
         self._set.discard(key)
         self._note(Reservation(pod_uid, container, uuid, str(seen.cgroup), most, highest))
         self._around.memory_limits.write(uuid, seen.cgroup, soft_bytes, hard_bytes)
-        self._seen[key] = _Seen(seen.cgroup, CgroupLimits(soft_bytes, hard_bytes, seen.limits.used_bytes))
+        self._seen[key] = replace(seen, limits=CgroupLimits(soft_bytes, hard_bytes, seen.limits.used_bytes))
         self._note(Reservation(pod_uid, container, uuid, str(seen.cgroup), soft_bytes, hard_bytes))
         self._set.add(key)
 
@@ -192,15 +204,17 @@ class DmemActuator:
         cgroup = Path(reservation.cgroup)
         found = self._around.memory_limits.read(reservation.uuid, cgroup)
         if reservation.key not in self._set:
-            self._seen[reservation.key] = _Seen(cgroup, found)
+            path = str(cgroup).removeprefix(str(self._around.cgroup_root))
+            self._seen[reservation.key] = _Seen(cgroup, found, path)
             return
         if (found.soft_bytes, found.hard_bytes) != (reservation.soft_bytes, reservation.hard_bytes):
             self._around.memory_limits.write(reservation.uuid, cgroup, reservation.soft_bytes, reservation.hard_bytes)
             self._restored += 1
             _log.warning("limits_restored", cgroup=reservation.cgroup, device=reservation.uuid, found=str(found))
-        if reservation.key in self._seen:
+        seen = self._seen.get(reservation.key)
+        if seen is not None and seen.cgroup == cgroup:
             limits = CgroupLimits(reservation.soft_bytes, reservation.hard_bytes, found.used_bytes)
-            self._seen[reservation.key] = _Seen(cgroup, limits)
+            self._seen[reservation.key] = replace(seen, limits=limits)
 
     def _take_back(self, reservation: Reservation) -> None:
         """Zero the soft limit where the cgroup lives; where it is gone, take it out of the nearest ancestor's books."""
@@ -218,29 +232,51 @@ class DmemActuator:
     def _repair(self, reservation: Reservation, ancestor: Path) -> None:
         assert self._around.memory_limits is not None
         books = self._around.memory_limits.read(reservation.uuid, ancestor)
-        left = max(0, books.soft_bytes - reservation.soft_bytes)
+        # A repair that was done already, and not noted because the agent was killed, takes nothing from the others.
+        others = self._reserved_below(reservation.uuid, ancestor)
+        left = max(others, books.soft_bytes - reservation.soft_bytes)
         self._around.memory_limits.write(reservation.uuid, ancestor, left, books.hard_bytes)
         _log.info("leaked_reservation_repaired", cgroup=str(ancestor), device=reservation.uuid, soft_bytes=left)
+
+    def _reserved_below(self, uuid: str, ancestor: Path) -> int:
+        assert self._around.memory_limits is not None
+        total = 0
+        for child in ancestor.iterdir():
+            try:
+                total += self._around.memory_limits.read(uuid, child).soft_bytes if child.is_dir() else 0
+            except NoLimitsError:
+                continue  # What has no limits reserves nothing.
+        return total
+
+    def _leave(self, key: WorkerKey, cgroup: Path) -> None:
+        """Take back what the worker's container before this one reserved, as after a restart within its pod."""
+        before = self._book.get(key)
+        if before is not None and before.cgroup != str(cgroup):
+            self._take_back(before)
 
     def _note(self, reservation: Reservation) -> None:
         self._book[reservation.key] = reservation
         self._save()
 
     def _load(self) -> None:
-        try:
-            entries = msgspec.json.decode(self._book_file.read_bytes(), type=list[Reservation])
-        except FileNotFoundError:
-            entries = []
-        except (OSError, ValueError) as error:
-            _log.error("book_unreadable", path=str(self._book_file), error=str(error), then="leaks are not repaired")
-            entries = []
-        self._book = {one.key: one for one in entries}
+        entries: list[Reservation] | None = None
+        for path, then in ((self._book_file, "its copy is read"), (self._copy_file, "leaks are not repaired")):
+            try:
+                entries = read_book(path, list[Reservation])
+            except BookError as error:
+                _log.error("book_damaged", error=str(error), then=then)
+            if entries is not None:
+                break
+        self._book = {one.key: one for one in entries or ()}
 
     def _save(self) -> None:
-        self._around.state_dir.mkdir(parents=True, exist_ok=True)
-        temporary = self._book_file.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(list(self._book.values())))
-        temporary.replace(self._book_file)
+        self._is_copied = False
+        write_book(self._book_file, list(self._book.values()))
+
+    def _copy(self) -> None:
+        if not self._is_copied and self._book_file.exists():
+            write_book(self._copy_file, list(self._book.values()))
+            self._is_copied = True
 
 
 def _out(reason: str) -> Capabilities:

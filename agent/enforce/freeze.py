@@ -6,19 +6,23 @@ killed leaves nobody frozen: the next one thaws them all.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
 
 from agent.enforce.backend import Capabilities
+from agent.enforce.book import BookError, read_book, write_book
 from autoscaler.contract.keys import Effect
 
 _log = structlog.get_logger(__name__)
 FREEZE_FILE: Final = "cgroup.freeze"
 BOOK_NAME: Final = "frozen.json"
+_PODS: Final = "kubepods"
+"""In the path of every pod's cgroup, whoever made the tree."""
+_GONE: Final = (errno.ENOENT, errno.ENODEV)
 VERSION_2_FILE: Final = "cgroup.controllers"
 """In every folder of a cgroup v2 tree, in none of version 1."""
 
@@ -29,7 +33,8 @@ class Freezer:
     def __init__(self, root: Path, state_dir: Path, cgroup_of: Callable[[tuple[str, str]], str]) -> None:
         self._root, self._book, self._cgroup_of = root, state_dir / BOOK_NAME, cgroup_of
         self._frozen: dict[tuple[str, str], str] = {}
-        self._written = b""
+        self._to_thaw: set[str] = set()
+        self._written: list[str] | None = None
 
     def probe(self) -> Capabilities:
         """Return whether containers could be stopped here: `immediate` is a stop, no share."""
@@ -38,33 +43,32 @@ class Freezer:
         return Capabilities(Effect.IMMEDIATE, Effect.UNSUPPORTED, "stops for seconds, and only with --freeze")
 
     def recover(self) -> None:
-        """Thaw what an earlier run left frozen."""
+        """Thaw what an earlier run left frozen; where nobody knows what that was, whatever is frozen of any pod."""
         try:
-            left = msgspec.json.decode(self._book.read_bytes(), type=list[str])
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError) as error:
-            _log.error("frozen_book_unreadable", path=str(self._book), error=str(error), then="look for frozen pods")
-            return
-        for cgroup in left:
-            self._write(cgroup, "0")
+            self._to_thaw = set(read_book(self._book, list[str]) or ())
+        except BookError as error:
+            self._to_thaw |= self._found_frozen()
+            _log.error("frozen_book_damaged", error=str(error), then="all pods are let go", found=sorted(self._to_thaw))
+        self._thaw()
         self._written_down()
 
     def set(self, wanted: frozenset[tuple[str, str]]) -> None:
         """Have exactly these workers frozen; what can't be frozen is told and left running."""
-        for name in self._frozen.keys() - wanted:
-            self._write(self._frozen.pop(name), "0")
+        self._to_thaw |= {self._frozen.pop(name) for name in self._frozen.keys() - wanted}
+        self._thaw()
         for name in wanted - self._frozen.keys():
             cgroup = self._cgroup_of(name)
             if not cgroup:
                 _log.warning("not_frozen", worker=name, reason="its cgroup is not known")
                 continue
             self._frozen[name] = cgroup
+            self._to_thaw.discard(cgroup)
             # What is not written down might stay frozen for good.
             if self._written_down() and self._write(cgroup, "1"):
                 _log.info("frozen", worker=name, cgroup=cgroup)
             else:
-                del self._frozen[name]
+                # It may have stopped all the same, as where the kernel was slow to say so.
+                self._to_thaw.add(self._frozen.pop(name))
         self._written_down()
 
     @property
@@ -72,26 +76,39 @@ class Freezer:
         """Who is frozen now."""
         return frozenset(self._frozen)
 
+    def _thaw(self) -> None:
+        """Let go whoever is to be; what can't be stays written down, and is tried again at every turn."""
+        self._to_thaw = {cgroup for cgroup in self._to_thaw if not self._write(cgroup, "0")}
+
+    def _found_frozen(self) -> frozenset[str]:
+        """Return the containers of pods that are frozen now, whoever did it."""
+        found = set()
+        for path in self._root.rglob(FREEZE_FILE):
+            try:
+                if _PODS in str(path) and path.read_text().strip() == "1":
+                    found.add(f"/{path.parent.relative_to(self._root)}")
+            except OSError as error:
+                _log.warning("freezer_failed", cgroup=str(path.parent), value="?", error=str(error))
+        return frozenset(found)
+
     def _write(self, cgroup: str, value: str) -> bool:
+        """Tell a container's freezer; return whether that is done, as a thaw is where the container is gone."""
         try:
             (self._root / cgroup.lstrip("/") / FREEZE_FILE).write_text(value)
-        except FileNotFoundError:
-            return False  # The container is gone, and its freezer with it.
         except OSError as error:
+            if error.errno in _GONE:
+                return value == "0"
             _log.warning("freezer_failed", cgroup=cgroup, value=value, error=str(error))
             return False
         return True
 
     def _written_down(self) -> bool:
         """Write down who is frozen, where that is not what was written last; return whether the disk took it."""
-        content = msgspec.json.encode(sorted(self._frozen.values()))
+        content = sorted({*self._frozen.values(), *self._to_thaw})
         if content == self._written:
             return True
         try:
-            self._book.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._book.with_suffix(".tmp")
-            temporary.write_bytes(content)
-            temporary.replace(self._book)
+            write_book(self._book, content)
         except OSError as error:
             _log.warning("frozen_book_not_written", error=str(error), then="nobody is frozen anew")
             return False

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import structlog
+
+from agent.enforce.book import BookError, read_book, write_book
 
 _log = structlog.get_logger(__name__)
 STRANGER_SECONDS: Final = 2.5
@@ -37,11 +38,9 @@ class Ownership:
     def load(self) -> None:
         """Take up what an earlier run owned."""
         try:
-            content = (self._state_dir / OWNED_NAME).read_bytes()
-            self._owned = self._saved = frozenset(msgspec.json.decode(content, type=list[str]))
-        except FileNotFoundError:
-            self._owned = frozenset()
-        except (OSError, ValueError) as error:
+            self._owned = self._saved = frozenset(read_book(self._state_dir / OWNED_NAME, list[str]) or ())
+        except BookError as error:
+            self._owned = self._saved = frozenset()
             _log.warning("owned_files_unreadable", error=str(error), then="each heartbeat is watched before it is kept")
 
     def stranger(self, path: Path, beat: int) -> str:
@@ -70,10 +69,7 @@ class Ownership:
         if self._owned == self._saved:
             return
         try:
-            self._state_dir.mkdir(parents=True, exist_ok=True)
-            temporary = self._state_dir / f"{OWNED_NAME}.tmp"
-            temporary.write_bytes(msgspec.json.encode(sorted(self._owned)))
-            temporary.replace(self._state_dir / OWNED_NAME)
+            write_book(self._state_dir / OWNED_NAME, sorted(self._owned))
         except OSError as error:
             if str(error) != self._complaint:
                 _log.warning("owned_files_not_saved", error=str(error), then="it is tried at every tick")

@@ -11,6 +11,10 @@ class LimitError(OSError):
     """A limit can't be set as asked; the text says why."""
 
 
+class NoLimitsError(LimitError):
+    """There are no limits for this cgroup; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class CgroupLimits:
     """A cgroup's limits and use on one device, in bytes; `hard_bytes` None: no limit."""

@@ -12,7 +12,7 @@ from typing import Final
 
 import pynvml
 
-from agent.model.limits import CgroupLimits, LimitError
+from agent.model.limits import CgroupLimits, LimitError, NoLimitsError
 from agent.nvml.calls import Calls
 
 _WHY: Final = {
@@ -70,4 +70,5 @@ class NvmlMemoryLimits:
 
 
 def _refused(error: pynvml.NVMLError, cgroup: Path) -> LimitError:
-    return LimitError(f"{cgroup}: {_WHY.get(error.value, str(error))}")
+    kind = NoLimitsError if error.value == pynvml.NVML_ERROR_NOT_SUPPORTED else LimitError
+    return kind(f"{cgroup}: {_WHY.get(error.value, str(error))}")

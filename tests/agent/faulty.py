@@ -1,7 +1,7 @@
 """A node for fault injection: real files and the real actuator over them, devices and processes in memory.
 
 `Node.start` assembles an agent on what the disk and the shared files hold, as a restart does; `stops_at` ends a call at
-its n-th step outside of the process (a file operation, a store into shared memory), as a kill or a full disk would.
+its n-th step outside of the process (a file operation, a store into shared memory, a limit told to the driver), as a kill or a full disk would.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from agent.export.exporter import Exporter
 from agent.gpus import load_gpu_table
 from agent.loop import Agent, Parts
 from agent.model.samples import DeviceSample, NodeSample, ProcessUse, SourceError, Worker
+from agent.nvml.limits import NvmlMemoryLimits
 from agent.quotas.store import CURRENT_NAME, QuotaStore
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
@@ -162,7 +163,15 @@ def actuator_of(agent: Agent) -> TfshmActuator:
 
 
 _STORES = frozenset(
-    store.__code__ for store in (Slot.put_u32, Slot.put_u64, Slot.put_f64, LiveSlot.put_use, LiveSlot.put_refill)
+    store.__code__
+    for store in (
+        Slot.put_u32,
+        Slot.put_u64,
+        Slot.put_f64,
+        LiveSlot.put_use,
+        LiveSlot.put_refill,
+        NvmlMemoryLimits.write,
+    )
 )
 _WRITES = frozenset({"open", "write", "flush", "fsync", "replace", "posix_fallocate", "mkdir", "link"})
 _CALLS = _WRITES | {"rename", "unlink", "close", "fchmod"}
