@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from agent.enforce.backend import BackendError
 from agent.enforce.live import LastUse
 from agent.gpus import GpuTable, load_gpu_table
 from agent.model.samples import DeviceSource, SourceError
+from agent.pods.probing import probe_pods
 from agent.probing import probe_all
 from agent.quotas.states import device_infos
 from agent.quotas.store import StoreError
@@ -114,8 +116,8 @@ def probe(
     gpu_table: _GpuTable = None,
     output: _Output = Output.TABLE,
 ) -> None:
-    """Show the devices, backends and capabilities found here; exit code 1 where no device can be read."""
-    from agent.assemble import surroundings
+    """Show the devices, backends and sources of pods found here; exit code 1 where no device can be read."""
+    from agent.assemble import places, surroundings
 
     with _failing():
         gpus = load_gpu_table(gpu_table)
@@ -126,12 +128,14 @@ def probe(
         except SourceError as error:
             problem = str(error)
         is_real = simulate is None and replay is None and not problem
-        around = surroundings(_settings({"node": "probed"}), LastUse(), has_driver=is_real)
-        backends = probe_all(around)
+        settings = _settings({} if "TF_AGENT_NODE" in os.environ else {"node": "probed"})
+        backends = probe_all(surroundings(settings, LastUse(), has_driver=is_real))
+        # A scenario's or a capture's processes are of other pods.
+        pods = probe_pods(places(settings)) if simulate is None and replay is None else {}
         _show(
             output,
-            {"devices": devices, "backends": backends, "problem": problem},
-            probe_tables(devices, backends),
+            {"devices": devices, "backends": backends, "pods": pods, "problem": problem},
+            probe_tables(devices, backends, pods),
         )
         if problem:
             raise SourceError(problem)

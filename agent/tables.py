@@ -7,14 +7,18 @@ from typing import Final
 
 from rich.table import Table
 
+from agent.pods.probing import Told
 from agent.probing import Found
 from autoscaler.contract.quota import DeviceInfo, DeviceStatus, QuotaStatus
 
 _GIB: Final = 1 << 30
 _UNKNOWN: Final = "?"
+_YES_NO: Final = ("no", "yes")
 
 
-def probe_tables(devices: Sequence[DeviceInfo], backends: Mapping[str, Found]) -> tuple[Table, ...]:
+def probe_tables(
+    devices: Sequence[DeviceInfo], backends: Mapping[str, Found], pods: Mapping[str, Told]
+) -> tuple[Table, ...]:
     """Return the tables of `tf-agent probe`."""
     found = Table("DEVICE", "MODEL", "TFLOPS", "VRAM", "HEALTH", box=None)
     for device in devices:
@@ -23,7 +27,10 @@ def probe_tables(devices: Sequence[DeviceInfo], backends: Mapping[str, Found]) -
     able = Table("BACKEND", "COMPUTE", "VRAM", "REASON", "NEEDS", "NOT HERE", box=None)
     for name, one in backends.items():
         able.add_row(name, one.compute.value, one.vram.value, one.reason, ", ".join(one.needs), ", ".join(one.lacks))
-    return (found, able) if devices else (able,)
+    known = Table("PODS FROM", "TELLS", "USED", "REASON", box=None)
+    for name, told in pods.items():
+        known.add_row(name, _YES_NO[told.tells], _YES_NO[told.used], told.reason)
+    return (*((found,) if devices else ()), able, *((known,) if pods else ()))
 
 
 def quota_table(status: QuotaStatus) -> Table:
