@@ -10,6 +10,7 @@ from agent.enforce.actuator import Surroundings, TellsThrottling
 from agent.enforce.backend import Backend
 from agent.enforce.freeze import Freezer
 from agent.enforce.live import LastUse
+from agent.enforce.nearness import HearingBackend, Nearness
 from agent.enforce.observe import ObserveBackend
 from agent.enforce.preempting import Preempting
 from agent.enforce.registry import chosen_backend
@@ -78,7 +79,8 @@ def _real(settings: AgentSettings, gpus: GpuTable, store: QuotaStore, pods: Node
     source = NvmlSource(list_seconds=settings.process_list_seconds)
     live_use = LastUse()
     directory = PodDirectory(settings.proc_root, pods.sources)
-    backend = _backend(settings, surroundings(settings, live_use, directory, has_driver=True))
+    around = replace(surroundings(settings, live_use, directory), memory_limits=source.memory_limits())
+    backend = _backend(settings, around)
     return Parts(
         source=source,
         directory=directory,
@@ -90,13 +92,22 @@ def _real(settings: AgentSettings, gpus: GpuTable, store: QuotaStore, pods: Node
         source_stats=source.stats,
         exits=pods.exits,
         throttled=backend.throttled if isinstance(backend, TellsThrottling) else None,
-        preempting=Preempting(_freezer(settings, directory)) if settings.freeze else None,
+        preempting=_preempting(settings, directory),
+        nearness=Nearness(source, directory, backend, live_use)
+        if isinstance(backend, HearingBackend) and settings.watch_seconds
+        else None,
     )
 
 
-def _freezer(settings: AgentSettings, directory: PodDirectory) -> Freezer:
+def _preempting(settings: AgentSettings, directory: PodDirectory) -> Preempting | None:
+    """Return who stops workers, None where nobody may; whom an earlier run left stopped is let go in both cases."""
     tree = HostTree(settings.cgroup_root)
-    return Freezer(settings.cgroup_root, settings.state_dir, lambda name: tree.path_of(directory.cgroup_of_name(name)))
+    paths = lambda name: tree.path_of(directory.cgroup_of_name(name))  # noqa: E731  the line would be too long
+    freezer = Freezer(settings.cgroup_root, settings.state_dir, paths)
+    if settings.freeze:
+        return Preempting(freezer)
+    freezer.recover()
+    return None
 
 
 def surroundings(

@@ -22,6 +22,7 @@ from agent.model.samples import (
     WorkerKey,
     WorkerUse,
 )
+from autoscaler.contract.quota import QuotaDocument
 
 OVERLAP: Final = 1.05
 """Workers together may exceed their device by this factor: sample periods differ by so much."""
@@ -29,6 +30,27 @@ OVERLAP: Final = 1.05
 _N = TypeVar("_N", int, float)
 _Seen: TypeAlias = frozenset[WorkerKey]
 _Groups: TypeAlias = dict[WorkerKey, tuple[Worker, list[ProcessUse]]]
+
+
+class AtTick:
+    """A directory whose workers were read once, for everyone in a tick."""
+
+    def __init__(self, directory: ProcessDirectory) -> None:
+        self._workers = directory.workers()
+        self.worker_of = directory.worker_of
+
+    def workers(self) -> tuple[Worker, ...]:
+        """Return the workers as they were then."""
+        return self._workers
+
+
+def placed_by(document: QuotaDocument | None, workers: Iterable[Worker]) -> set[WorkerKey]:
+    """Return where pods and quotas place workers; an empty container is the only one of its pod."""
+    placed = {(*worker.id, uuid) for worker in workers for uuid in worker.devices}
+    if document is not None:
+        for entry in document.quotas:
+            placed.update((entry.pod_uid, entry.container, quota.uuid) for quota in entry.devices)
+    return placed
 
 
 def attribute(

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 
 import structlog
 
-from agent.attribute import attribute
+from agent.attribute import AtTick, attribute, placed_by
 from agent.enforce.live import LastUse
+from agent.enforce.nearness import Nearness
 from agent.enforce.preempting import Preempting
 from agent.enforce.transition import Enforcer
 from agent.evidence.witness import Signs, Throttled, Witness
@@ -53,6 +54,7 @@ class Parts:
     exits: Callable[[], tuple[Exit, ...]] | None = None
     throttled: Callable[[], Throttled] | None = None
     preempting: Preempting | None = None
+    nearness: Nearness | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +69,6 @@ class _Scene:
     shares: tuple[Share, ...]
     applied: Mapping[WorkerKey, Applied]
     unasked: Mapping[WorkerKey, Applied]
-
-
-class _AtTick:
-    """A directory whose workers were read once, for everyone in this tick."""
-
-    def __init__(self, directory: ProcessDirectory) -> None:
-        self._workers = directory.workers()
-        self.worker_of = directory.worker_of
-
-    def workers(self) -> tuple[Worker, ...]:
-        return self._workers
 
 
 class Agent:
@@ -109,16 +100,37 @@ class Agent:
         """Do the node's sentence once, at `now` (seconds since the epoch).
 
         Raises:
-            SourceError: no device can be read; everything in force stays as it is.
+            SourceError: no device can be read; everything in force stays as it is, but nobody stays frozen.
         """
         with self._lock:
-            sample = self._sample(now)
-            directory = _AtTick(self._parts.directory)
+            try:
+                sample = self._sample(now)
+            except SourceError:
+                # Who is stopped is stopped for what is measured; while nothing is, nobody may stay so.
+                if self._parts.preempting is not None:
+                    self._parts.preempting.close()
+                raise
+            directory = AtTick(self._parts.directory)
             previous = self._scene.attribution if self._scene is not None else None
-            attribution = attribute(sample, directory, previous, self._placed(directory.workers()))
+            attribution = attribute(sample, directory, previous, placed_by(self._document, directory.workers()))
             self._settle(sample, attribution, directory.workers())
             self._read_signs(now)
             self._export(now)
+
+    def watch(self) -> None:
+        """Between ticks: read again what is held on devices where somebody is near its VRAM limit."""
+        nearness = self._parts.nearness
+        for uuid in nearness.devices if nearness is not None else ():
+            # Device by device: who waits for the lock waits for one look.
+            with self._lock:
+                if nearness is None or nearness.is_resting:
+                    return
+                nearness.look(uuid)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether anybody is near a limit."""
+        return self._parts.nearness is not None and bool(self._parts.nearness.devices)
 
     def put(self, document: QuotaDocument, now: float, who: str = "") -> QuotaStatus | Refusal:
         """Take a document: checked, stored, put into force, answered; a refusal has changed nothing.
@@ -195,13 +207,6 @@ class Agent:
     def _document(self) -> QuotaDocument | None:
         return self._parts.store.document
 
-    def _placed(self, workers: tuple[Worker, ...]) -> set[WorkerKey]:
-        placed = {(*worker.id, uuid) for worker in workers for uuid in worker.devices}
-        if self._document is not None:
-            for entry in self._document.quotas:
-                placed.update((entry.pod_uid, entry.container, quota.uuid) for quota in entry.devices)
-        return placed
-
     def _settle(self, sample: NodeSample, attribution: Attribution, workers: tuple[Worker, ...]) -> None:
         """Govern and enforce, from what was measured and what is desired."""
         tflops = self._tflops()
@@ -227,6 +232,8 @@ class Agent:
             self._parts.preempting.turn(sample, attribution, shares, applied, tflops)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
         self._scene = _Scene(sample, attribution, workers, (wanted, room_of), granted, shares, applied, unasked)
+        if self._parts.nearness is not None:
+            self._parts.nearness.note(applied)
         self._note_generations(layout, applied)
 
     def _count(self, attempts: tuple[Applied, ...], seconds: float) -> None:

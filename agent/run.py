@@ -7,7 +7,7 @@ import gc
 import signal
 import ssl
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +55,7 @@ async def serve(parts: Assembled, settings: AgentSettings, tls: ssl.SSLContext |
         if settings.lockstep:
             await stop.wait()
         else:
-            await _tick_until(agent, settings.tick_seconds, stop)
+            await tick_until(stop, agent, settings.tick_seconds, settings.watch_seconds)
     _log.info("stopped", quotas="stay in force")
 
 
@@ -110,14 +110,19 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _tick_until(agent: Agent, tick_seconds: float, stop: asyncio.Event) -> None:
+async def tick_until(stop: asyncio.Event, agent: Agent, tick_seconds: float, watch_seconds: float) -> None:
+    """Tick at a steady pace until told to stop, and between the ticks look after whoever is near a limit."""
     loop = asyncio.get_running_loop()
     due, complaint = loop.time(), ""
     while not stop.is_set():
         due += tick_seconds
-        try:
-            await asyncio.wait_for(stop.wait(), max(0.0, due - loop.time()))
-        except TimeoutError:
+        while not stop.is_set() and (left := due - loop.time()) > 0.0:
+            patience = min(left, watch_seconds) if agent.is_watching else left
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), patience)
+            if patience < left and not stop.is_set():
+                await asyncio.to_thread(agent.watch)
+        if not stop.is_set():
             complaint = await _tick(agent, complaint)
         if loop.time() > due + tick_seconds:
             agent.overran()

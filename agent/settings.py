@@ -72,6 +72,9 @@ class AgentSettings(BaseSettings):
     tick_seconds: Annotated[PositiveFloat, Field(le=60)] = 0.5
     """Time between samples, and so between two divisions of a device: half a second lets a guarantee be back within
     one. Longer costs less; shorter gains little, for the driver itself samples once to six times a second."""
+    watch_seconds: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Time between two looks at a device on which a worker is near its VRAM limit and its limiter goes by the use it is
+    told: shorter lets a burst pass the limit by less. Looks take at most 3 % of the time. 0: none between ticks."""
     render_seconds: Annotated[float, Field(ge=0, le=60)] = 5.0
     """Least time between two renderings of the metrics, which cost more than a tick; 0 renders on each tick."""
     process_list_seconds: Annotated[PositiveFloat, Field(le=60)] = 3.0

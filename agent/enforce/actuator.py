@@ -134,6 +134,15 @@ class Actuator(Protocol):
 
 
 @runtime_checkable
+class HeedsToldUse(Protocol):
+    """An actuator whose limiter judges allocations by the use it was told last; the others see it for themselves."""
+
+    def tell_use(self, key: WorkerKey, vram_bytes: int) -> None:
+        """Tell what a worker holds on a device; one that is not held here any more is left alone."""
+        ...
+
+
+@runtime_checkable
 class TellsThrottling(Protocol):
     """An actuator that also knows whom it holds back; most cannot tell."""
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from agent.enforce.actuator import BOTH, SLOWEST_LAST, Actuator, Part, TellsThrottling
+from agent.enforce.actuator import BOTH, SLOWEST_LAST, Actuator, HeedsToldUse, Part, TellsThrottling
 from agent.enforce.backend import Capabilities, LiveUse
 from agent.model.applied import Applied
 from agent.model.samples import Worker, WorkerKey
@@ -135,6 +135,16 @@ class ChosenBackend:
             except OSError as error:
                 _log.warning("backend_failed", backend=one.name, error=str(error), then="it is tried at the next tick")
 
+    def heeds(self, key: WorkerKey) -> bool:
+        """Return whether the worker's VRAM is held by one that goes by the use it is told."""
+        return self._heeder(key) is not None
+
+    def tell_use(self, key: WorkerKey, vram_bytes: int) -> None:
+        """Tell what a worker holds to who judges its allocations by that; an OSError is the caller's to report."""
+        heeder = self._heeder(key)
+        if heeder is not None:
+            heeder.tell_use(key, vram_bytes)
+
     def throttled(self) -> Mapping[WorkerKey, bool | None]:
         """Return whom a limit held back in the last tick, as far as any actuator can tell."""
         return {
@@ -157,6 +167,11 @@ class ChosenBackend:
         """Stop working; what is in force stays."""
         for one in self.actuators:
             one.close()
+
+    def _heeder(self, key: WorkerKey) -> HeedsToldUse | None:
+        row = self._rows.get(key)
+        holder: object = row.vram if row is not None else None
+        return holder if isinstance(holder, HeedsToldUse) else None
 
     def _row(self, worker: Worker, uuid: str, *, is_asked: bool = False) -> _Row:
         """Return who serves each part; for one that nobody serves is looked again now and then, as files appear late.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from agent.model.samples import Attribution, NodeSample, Worker, WorkerKey
 from autoscaler.contract.quota import Observed
 
@@ -15,6 +17,7 @@ class LastUse:
 
     def __init__(self) -> None:
         self._uses: dict[WorkerKey, Observed] = {}
+        self._taken: Attribution | None = None
         self._tflops: Mapping[str, float] = {}
         self._indices: Mapping[str, int] = {}
 
@@ -30,9 +33,20 @@ class LastUse:
         """Return the index the driver gives a device, None for one that the last tick did not see."""
         return self._indices.get(uuid)
 
+    def note(self, key: WorkerKey, vram_bytes: int) -> None:
+        """Take what a worker holds by now; the next sample knows more."""
+        if key in self._uses:
+            self._uses[key] = msgspec.structs.replace(self._uses[key], vram_used_bytes=vram_bytes)
+
     def update(self, attribution: Attribution, sample: NodeSample, tflops: Mapping[str, float]) -> None:
-        """Take a tick's measurements; `tflops` is the capacity by device UUID, without those that are not known."""
+        """Take a tick's measurements; `tflops` is the capacity by device UUID, without those that are not known.
+
+        The same sample is not taken twice: what was noted since is newer.
+        """
         self._tflops = tflops
+        if attribution is self._taken:
+            return
+        self._taken = attribution
         self._indices = {device.uuid: device.index for device in sample.devices}
         uses: dict[WorkerKey, Observed] = {}
         for key, use in attribution.by_key.items():

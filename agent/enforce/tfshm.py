@@ -136,6 +136,14 @@ class TfshmActuator:
             self._ownership.save()
             self._beat()
 
+    def tell_use(self, key: WorkerKey, vram_bytes: int) -> None:
+        """Tell a worker's limiter what it holds: `pod_memory_used`, which nobody else writes."""
+        with self._lock:
+            for file in self._files.values():
+                bucket = file.buckets.get(key)
+                if bucket is not None and file.is_current():
+                    bucket.tell_use(vram_bytes)
+
     def throttled(self) -> Mapping[WorkerKey, bool | None]:
         """Return whether the compute limit held each worker back in the last tick."""
         with self._lock:

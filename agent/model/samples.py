@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -131,6 +131,15 @@ class DeviceSource(Protocol):
 
     def close(self) -> None:
         """Release the driver."""
+        ...
+
+
+@runtime_checkable
+class MovingMemory(Protocol):
+    """A source that can tell a device's memory between two samples; most cannot."""
+
+    def moved_memory(self, uuid: str) -> Mapping[int, int | None] | None:
+        """Return what each process on a device holds, in bytes, where that moved since it was read last; else None."""
         ...
 
 

@@ -17,7 +17,7 @@ import pynvml
 from agent.model.samples import DeviceSample
 from agent.nvml.calls import Calls, LostError
 from agent.nvml.mig import Instance, instance_ratio
-from agent.nvml.processes import Listed, list_processes, uses_of
+from agent.nvml.processes import Listed, list_memory, list_processes, uses_of
 from agent.utilization import UtilizationSample, UtilizationWindow
 
 GROWN_RATIO: Final = 0.01
@@ -94,6 +94,25 @@ def measure(calls: Calls, device: Device, tick: Tick) -> DeviceSample:
         processes_known=device.listed is not None,
         note=note or hidden,
     )
+
+
+def moved_memory(calls: Calls, device: Device) -> Mapping[int, int | None] | None:
+    """Return the memory of each process where the device's moved since they were listed; None where it did not.
+
+    The next tick sees it too. What is asked for is what a look between two ticks may cost.
+
+    Raises:
+        LostError: the device cannot be read, and why.
+        NVMLError: the driver was reloaded.
+    """
+    used_bytes = _memory(calls, device)
+    if device.listed is None or used_bytes is None or used_bytes == device.listed_bytes:
+        return None
+    listed = list_memory(calls, device, device.listed)
+    if listed is None:
+        return None
+    device.listed, device.listed_bytes = listed, used_bytes
+    return listed.vram_by_pid
 
 
 def _memory(calls: Calls, device: Device) -> int | None:

@@ -9,7 +9,7 @@ then a client's utilization is not known, which is not idle.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Final
 
@@ -62,6 +62,21 @@ def list_processes(calls: Calls, device: Asked, active: frozenset[int], before: 
     return Listed(
         _joined(graphics or {}, computing), active, of_mps, servers, shown, graphics, lists_left, names, nameless
     )  # fmt: skip
+
+
+def list_memory(calls: Calls, device: Asked, before: Listed) -> Listed | None:
+    """Return the processes with the memory they hold by now, None where they can't be listed.
+
+    Only the lists of those that compute are read, and who they are is left for the next full look.
+    """
+    known = calls.ask(device, "nvmlDeviceGetComputeRunningProcesses_v3")
+    if known is None:
+        return None
+    try:
+        clients = calls.insist(device, "nvmlDeviceGetMPSComputeRunningProcesses_v3") or {}
+    except UnansweredError:
+        return None
+    return replace(before, vram_by_pid=_joined(before.graphics or {}, _joined(known, clients)))
 
 
 def uses_of(

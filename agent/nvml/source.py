@@ -17,7 +17,7 @@ import structlog
 from agent.model.report import SourceStats
 from agent.model.samples import DeviceSample, DeviceSource, NodeSample, SourceError
 from agent.nvml.calls import RELOADED, Calls, LostError, UnansweredError
-from agent.nvml.devices import Device, Tick, is_within, measure
+from agent.nvml.devices import Device, Tick, is_within, measure, moved_memory
 from agent.nvml.limits import NvmlMemoryLimits
 from agent.nvml.mig import find_instances, forget, is_divided
 from agent.utilization import UtilizationSample, UtilizationWindow
@@ -93,6 +93,20 @@ class NvmlSource(DeviceSource):
     def stats(self) -> SourceStats:
         """Return the durations, errors and dropped samples since the start."""
         return self._calls.stats()
+
+    def moved_memory(self, uuid: str) -> Mapping[int, int | None] | None:
+        """Return what each process on a device holds, in bytes, where that moved since it was read last; else None.
+
+        A device that fails here is the next tick's to tell of.
+        """
+        for gpu in self._gpus or ():
+            for device in gpu.devices:
+                if device.uuid == uuid and device.handle is not None and not gpu.lost_reason:
+                    try:
+                        return moved_memory(self._calls, device)
+                    except (LostError, *RELOADED):
+                        return None
+        return None
 
     def memory_limits(self) -> NvmlMemoryLimits:
         """Return the driver's memory limits by cgroup; their calls are counted with those of the samples."""
