@@ -7,6 +7,7 @@ takes: tokens that appear, or are no number, were put there by somebody who want
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -53,6 +54,7 @@ class Bucket:
     metered_at: float | None = None
     pulls: tuple[Pull, ...] = ()
     _live: LiveSlot = field(init=False)
+    _limits: ctypes.Array[ctypes.c_char] = field(init=False)
     _full: float = UNHINDERED_TOKENS
     """The most tokens the bucket may hold now."""
     _right: bytes = b""
@@ -63,7 +65,7 @@ class Bucket:
 
     def __post_init__(self) -> None:
         """Remember whose slot it is: a limiter that doesn't find its device there has no limit."""
-        self._live = self.slot.live()
+        self._live, self._limits = self.slot.live(), self.slot.limits()
         self.name = self.name or self.slot.name
 
     def limit_compute(self, ratio: float, tflops: float) -> None:
@@ -135,7 +137,7 @@ class Bucket:
     def put_right(self) -> int:
         """Write again what is not as it was written; return how many limits that were."""
         wrong = 0
-        found = self.slot.limits()
+        found = self._limits.raw
         if found != self._right:
             wrong = self._put_limits_right(found)
             self._right = found if not wrong else b""

@@ -39,10 +39,8 @@ class LimiterFile:
 
     def was_current(self, now: float) -> bool:
         """Tell the same from a look within the last second; a file that was cut is known without one."""
-        if self._mapped.is_cut:
-            return False
         if self._looked_at is not None and 0.0 <= now - self._looked_at < LOOK_SECONDS:
-            return True
+            return not self._mapped.is_cut
         self._looked_at = now
         return self.is_current()
 
@@ -70,7 +68,9 @@ class LimiterFile:
 
     def turn(self, around: Surroundings, at: float) -> int:
         """Steer every bucket by what its worker uses; return how much was put right."""
-        restored = self._put_head_right()
+        restored = 0
+        if self._version.value != VERSION_2 or self._count.value < len(self.buckets):
+            restored = self._put_head_right()
         for key, bucket in self.buckets.items():
             uuid = key[2]
             use, capacity = around.live_use(self.worker, uuid), around.tflops_of(uuid)
@@ -84,7 +84,7 @@ class LimiterFile:
         """Undo what a tenant changed before anything new is put over it, so that it is counted and told."""
         wrong = bucket.put_right()
         if wrong:
-            self._tell(uuid, wrong)
+            _log.warning("limits_restored", path=str(self.path), device=uuid, changed=wrong)
         return wrong
 
     def close(self) -> None:
@@ -103,9 +103,5 @@ class LimiterFile:
         if self._count.value < len(self.buckets):
             self._count.value = len(self.buckets)
             wrong += 1
-        if wrong:
-            self._tell("", wrong)
+        _log.warning("limits_restored", path=str(self.path), device="", changed=wrong)
         return wrong
-
-    def _tell(self, uuid: str, changed: int) -> None:
-        _log.warning("limits_restored", path=str(self.path), device=uuid, changed=changed)

@@ -75,6 +75,10 @@ class MappedFile:
         """Return the fields of a structure at an offset; each is loaded and stored as a number of its own."""
         return kind.from_buffer(self._memory, offset)
 
+    def window(self, offset: int, length: int) -> ctypes.Array[ctypes.c_char]:
+        """Return bytes at an offset, as a view; its `raw` is a copy of them."""
+        return (ctypes.c_char * length).from_buffer(self._memory, offset)
+
     def text(self, offset: int, length: int) -> str:
         """Return the bytes up to the first NUL as text; what is no ASCII is replaced."""
         return self._memory[offset : offset + length].split(b"\0", 1)[0].decode("ascii", "replace")

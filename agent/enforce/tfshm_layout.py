@@ -112,9 +112,9 @@ class Slot:
         """Return the view of all fields; the file stays mapped as long as it lives."""
         return self.file.view(LiveSlot, self._base)
 
-    def limits(self) -> bytes:
-        """Return a copy of what says whose limits these are and how high; see `parsed_limits`."""
-        return self.file.raw(self._base + UUID, _LIMITS.size)
+    def limits(self) -> ctypes.Array[ctypes.c_char]:
+        """Return a view whose `raw` is a copy of what says whose limits these are and how high: for `parsed_limits`."""
+        return self.file.window(self._base + UUID, _LIMITS.size)
 
     def u32(self, offset: int) -> int:
         """Read one of the 32-bit fields."""

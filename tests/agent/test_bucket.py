@@ -69,7 +69,7 @@ class Kept:
         told = [
             getattr(self.bucket, one.name)
             for one in fields(self.bucket)
-            if one.name not in {*SHORTCUTS, "slot", "_live"}
+            if one.name not in {*SHORTCUTS, "slot", "_live", "_limits"}
         ]
         return self.file.raw(0, 2300), repr(told), self.restored
 
