@@ -1,7 +1,8 @@
 """Out-of-memory deaths as a node can tell them: a container that failed just after its worker was at its VRAM limit.
 
 CUDA's out-of-memory is an error inside the process, so nobody reports it. Near the limit means at .95 of the effective
-limit or more; just after, within ten seconds. A backend that counts denials itself says more, and counts as itself.
+limit or more; just after, within ten seconds. A backend that counts denials itself would say more, and count as itself;
+none does: neither the kernel's files for dmem nor what the limiters share with the node hold such a count.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ class Ooms:
     def tick(self, now: float, observed: Mapping[WorkerKey, Observed], exits: Iterable[Exit]) -> None:
         """Take who is near its limit now, then who died since; times are seconds since the epoch."""
         for key, one in observed.items():
-            self._counts.setdefault((*key, SOURCE), 0)
             used, limit = one.vram_used_bytes, one.vram_limit_bytes
-            if used is not None and limit and used >= NEAR_RATIO * limit:
+            if used is None or not limit:
+                continue
+            # Whose use or limit nobody knows has no count, not one of 0.
+            self._counts.setdefault((*key, SOURCE), 0)
+            if used >= NEAR_RATIO * limit:
                 self._near[key] = now
         seen = set(exits)
         for ended in seen - self._judged:

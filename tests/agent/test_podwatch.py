@@ -182,6 +182,16 @@ def test_any_other_end_is_none(otherwise: dict[str, Any]) -> None:
     assert died(Ooms(), **otherwise) == 0
 
 
+@pytest.mark.parametrize(
+    "seen", [Observed(vram_used_bytes=96), Observed(vram_limit_bytes=100), Observed(0.0, 0, 0.0, 0)]
+)
+def test_where_nothing_can_tell_there_is_no_count(seen: Observed) -> None:
+    ooms = Ooms()
+    ooms.tick(ENDED_AT - 5, {KEY: seen}, ())
+    ooms.tick(ENDED_AT + 1, {KEY: seen}, (Exit("uid-a", "main", 1, "2026-11-22T10:00:00Z"),))
+    assert ooms.counts([KEY]) == {}
+
+
 def test_who_left_is_forgotten() -> None:
     ooms = Ooms()
     died(ooms)
