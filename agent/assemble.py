@@ -102,8 +102,11 @@ def _real(settings: AgentSettings, gpus: GpuTable, store: QuotaStore, pods: Node
 def _preempting(settings: AgentSettings, directory: PodDirectory) -> Preempting | None:
     """Return who stops workers, None where nobody may; whom an earlier run left stopped is let go in both cases."""
     tree = HostTree(settings.cgroup_root)
-    paths = lambda name: tree.path_of(directory.cgroup_of_name(name))  # noqa: E731  the line would be too long
-    freezer = Freezer(settings.cgroup_root, settings.state_dir, paths)
+
+    def path_of(name: tuple[str, str]) -> str:
+        return tree.path_of(directory.cgroup_of_name(name))
+
+    freezer = Freezer(settings.cgroup_root, settings.state_dir, path_of)
     if settings.freeze:
         return Preempting(freezer)
     freezer.recover()

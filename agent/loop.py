@@ -27,7 +27,16 @@ from agent.gpus import GpuTable
 from agent.model.applied import Applied
 from agent.model.exits import Exit
 from agent.model.report import AgentStats, DurationRecorder, SourceStats, TickReport
-from agent.model.samples import Attribution, DeviceSample, DeviceSource, NodeSample, ProcessDirectory, Worker, WorkerKey
+from agent.model.samples import (
+    Attribution,
+    DeviceSample,
+    DeviceSource,
+    NodeSample,
+    ProcessDirectory,
+    SourceError,
+    Worker,
+    WorkerKey,
+)
 from agent.quotas.audit import changes
 from agent.quotas.check import Capacity, Denial, check_document, refuse
 from agent.quotas.states import device_infos, worker_states

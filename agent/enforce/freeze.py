@@ -34,7 +34,7 @@ class Freezer:
         self._root, self._book, self._cgroup_of = root, state_dir / BOOK_NAME, cgroup_of
         self._frozen: dict[tuple[str, str], str] = {}
         self._to_thaw: set[str] = set()
-        self._written: list[str] | None = None
+        self._written: list[str] = []
 
     def probe(self) -> Capabilities:
         """Return whether containers could be stopped here: `immediate` is a stop, no share."""
@@ -45,7 +45,8 @@ class Freezer:
     def recover(self) -> None:
         """Thaw what an earlier run left frozen; where nobody knows what that was, whatever is frozen of any pod."""
         try:
-            self._to_thaw = set(read_book(self._book, list[str]) or ())
+            self._written = read_book(self._book, list[str]) or []
+            self._to_thaw = set(self._written)
         except BookError as error:
             self._to_thaw |= self._found_frozen()
             _log.error("frozen_book_damaged", error=str(error), then="all pods are let go", found=sorted(self._to_thaw))

@@ -7,12 +7,13 @@ the container is gone.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.enforce.actuator import Surroundings
-from agent.enforce.freeze import FREEZE_FILE
+from agent.enforce.freeze import FREEZE_FILE, Freezer
 from agent.enforce.live import LastUse
+from agent.enforce.preempting import Preempting
 from agent.enforce.registry import chosen_backend
 from agent.enforce.transition import Enforcer
 from agent.export.exporter import Exporter
@@ -32,6 +33,7 @@ class Kernel(Node):
 
     leaves: dict[str, Path] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
+    with_freezer: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,14 +75,23 @@ class Kernel(Node):
         live_use, gpus = LastUse(), load_gpu_table()
         around = Surroundings(
             live_use, live_use.tflops_of, live_use.index_of, self.root / "state",
-            cgroup_of=lambda worker: f"/{self.leaves[worker.pod].relative_to(self.cgroups)}",
+            cgroup_of=lambda worker: self.path_of(worker.pod),
             memory_limits=NvmlMemoryLimits(), cgroup_root=self.cgroups, tfshm_root=self.root / "shm",
         )  # fmt: skip
         enforcer = Enforcer(chosen_backend(around, ("tfshm",), ("dmem",)))
         store = QuotaStore(self.root / "state")
-        agent = Agent(self.node, Parts(self, self, enforcer, live_use, store, Exporter(gpus, 3600.0), gpus))
+        parts = Parts(self, self, enforcer, live_use, store, Exporter(gpus, 3600.0), gpus)
+        if self.with_freezer:
+            parts = replace(parts, preempting=Preempting(self.freezer()))
+        agent = Agent(self.node, parts)
         self.started.append(agent)
         return agent
+
+    def path_of(self, name: str) -> str:
+        return f"/{self.leaves[name].relative_to(self.cgroups)}"
+
+    def freezer(self) -> Freezer:
+        return Freezer(self.cgroups, self.root / "state", lambda name: self.path_of(name[0].removeprefix("uid-")))
 
     node = "n1"
 

@@ -10,8 +10,10 @@ import pynvml
 import pytest
 import structlog
 
-from agent.enforce.freeze import FREEZE_FILE, Freezer
+from agent.enforce.freeze import FREEZE_FILE
 from agent.loop import Agent
+from agent.model.samples import SourceError
+from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import QuotaStatus
 from tests.agent.faulty import GIB, GPU, NEVER, TOTAL, Asked, Steps, document, stopping
 from tests.agent.kernel import Kernel
@@ -154,10 +156,6 @@ NOBODY: frozenset[tuple[str, str]] = frozenset()
 TURNS = (frozenset({("a", "main")}), frozenset({("b", "main"), ("c", "main")}), frozenset({("c", "main")}), NOBODY)
 
 
-def freezer_of(node: Kernel) -> Freezer:
-    return Freezer(node.cgroups, node.root / "state", lambda name: f"/{node.leaves[name[0]].relative_to(node.cgroups)}")
-
-
 def frozen(node: Kernel) -> set[str]:
     return {name for name, leaf in node.leaves.items() if (leaf / FREEZE_FILE).read_text() == "1"}
 
@@ -167,15 +165,15 @@ def test_a_kill_at_any_step_of_freezing_and_thawing_leaves_nobody_frozen_for_the
     for stop_at in range(1000):
         node = Kernel(tmp_path / str(stop_at), ("a", "b", "c"))
         with stopping(Steps(lambda: None, stop_at)) as steps:
-            freezer = freezer_of(node)
+            freezer = node.freezer()
             freezer.recover()
             for wanted in TURNS:
                 freezer.set(wanted)
         ever += bool(frozen(node))
         # The next one may be killed while it thaws.
         with stopping(Steps(lambda: None, stop_at % 7)):
-            freezer_of(node).recover()
-        freezer_of(node).recover()
+            node.freezer().recover()
+        node.freezer().recover()
         assert frozen(node) == set(), stop_at
         if not steps.was_stopped:
             break
@@ -186,17 +184,36 @@ def test_a_kill_at_any_step_of_freezing_and_thawing_leaves_nobody_frozen_for_the
 def test_who_cannot_be_thawed_now_is_thawed_as_soon_as_it_can_by_this_agent_or_the_next(tmp_path: Path) -> None:
     for is_killed in (False, True):
         node = Kernel(tmp_path / str(is_killed), ("a",))
-        freezer = freezer_of(node)
+        freezer = node.freezer()
         freezer.set(frozenset({("a", "main")}))
         lock = node.leaves["a"] / FREEZE_FILE
         lock.rename(lock.with_name("aside"))
         lock.mkdir()
         freezer.set(NOBODY)
         if is_killed:
-            freezer = freezer_of(node)
+            freezer = node.freezer()
             freezer.recover()
         lock.rmdir()
         lock.with_name("aside").rename(lock)
         assert frozen(node) == {"a"}
         freezer.set(NOBODY)
         assert frozen(node) == set()
+
+
+def test_nobody_stays_frozen_while_no_device_can_be_read(tmp_path: Path) -> None:
+    crowd = document(
+        1, Asked("a", 5, 20, 200.0, QoS.HIGH), Asked("b", 5, 20, 20.0, QoS.LOW), Asked("c", 5, 20, 20.0, QoS.LOW)
+    )
+    node = Kernel(tmp_path, ("a", "b", "c"), with_freezer=True)
+    for name in node.names:
+        node.file(name).parent.rmdir()  # No limiter: nothing holds a worker's compute.
+    agent = node.start()
+    node.tick(agent)
+    assert isinstance(agent.put(crowd, node.at), QuotaStatus)
+    node.uses = {"a": (0.02, GIB), "b": (0.6, GIB), "c": (0.38, GIB)}
+    node.tick(agent)
+    assert len(frozen(node)) == 1
+    node.unreadable = True
+    with pytest.raises(SourceError):
+        node.tick(agent)
+    assert frozen(node) == set()
