@@ -49,9 +49,12 @@ async def ask(socket: Path, method: Method, seconds: float) -> Any:
             async with asyncio.timeout(seconds):
                 async with channel.request(method.path, Cardinality.UNARY_UNARY, method.request, method.reply) as call:
                     await call.send_message(method.request(), end=True)
-                    return _whole(await call.recv_message())
+                    answer = await call.recv_message()
         finally:
             channel.close()
+        if answer is None:
+            raise KubeletError("it ended without an answer")
+        return answer
 
 
 async def follow(socket: Path, method: Method) -> AsyncGenerator[Any, None]:
@@ -65,16 +68,12 @@ async def follow(socket: Path, method: Method) -> AsyncGenerator[Any, None]:
         try:
             async with channel.request(method.path, Cardinality.UNARY_STREAM, method.request, method.reply) as call:
                 await call.send_message(method.request(), end=True)
-                while True:
-                    yield _whole(await call.recv_message())
+                # Left before it is asked why the stream ended, so that a refusal is told in its own words.
+                while (answer := await call.recv_message()) is not None:
+                    yield answer
         finally:
             channel.close()
-
-
-def _whole(answer: Any) -> Any:
-    if answer is None:
-        raise KubeletError("it ended without an answer")
-    return answer
+        raise KubeletError("it ended the stream")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
@@ -22,6 +22,8 @@ from agent.kubelet.pods import EventKind
 from agent.kubelet.resources import SERVICE as RESOURCES_SERVICE
 from agent.kubelet.resources import Allocation
 from agent.kubelet.sockets import POD_RESOURCES, PODS
+
+_Told: TypeAlias = "tuple[EventKind, Mapping[str, Any]] | Status"
 
 
 class FakeKubelet:
@@ -39,7 +41,7 @@ class FakeKubelet:
         self.calls: list[str] = []
         self._directory = directory
         self._servers: list[_Server] = []
-        self.watchers: list[asyncio.Queue[tuple[EventKind, Mapping[str, Any]]]] = []
+        self.watchers: list[asyncio.Queue[_Told]] = []
 
     async def start(self, *, resources: bool = True, pods: bool = True) -> None:
         """Listen on the sockets of the services that are wanted."""
@@ -74,6 +76,11 @@ class FakeKubelet:
             self.pods[uid] = pod
         for watcher in self.watchers:
             watcher.put_nowait((kind, pod))
+
+    def drop(self, status: Status) -> None:
+        """End every watch with a status, as for a client that reads too slowly."""
+        for watcher in self.watchers:
+            watcher.put_nowait(status)
 
     async def admit(self, call: str) -> None:
         """Note a call, and answer it as this kubelet is told to."""
@@ -123,7 +130,7 @@ class _Pods:
     async def _watch(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()
         await self._kubelet.admit("WatchPods")
-        queue: asyncio.Queue[tuple[EventKind, Mapping[str, Any]]] = asyncio.Queue()
+        queue: asyncio.Queue[_Told] = asyncio.Queue()
         watchers = self._kubelet.watchers
         watchers.append(queue)
         try:
@@ -131,7 +138,10 @@ class _Pods:
                 await stream.send_message(event_message(EventKind.ADDED, pod))
             await stream.send_message(event_message(EventKind.SYNCED, {}))
             while True:
-                await stream.send_message(event_message(*await queue.get()))
+                told = await queue.get()
+                if isinstance(told, Status):
+                    raise GRPCError(told, "dropped")
+                await stream.send_message(event_message(*told))
         finally:
             watchers.remove(queue)
 

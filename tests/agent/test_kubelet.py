@@ -1,18 +1,16 @@
-"""The gateway to the kubelet: real gRPC over unix sockets, bytes put together by hand, and servers that misbehave."""
+"""The gateway to the kubelet: real gRPC over unix sockets, and bytes put together by hand or by Kubernetes' own messages."""
 
 from __future__ import annotations
 
 import asyncio
-import socket as sockets
-import struct
+import base64
+import json
 import subprocess
 import sys
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from grpclib.const import Status
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,8 +18,8 @@ from hypothesis import strategies as st
 from agent.kubelet import messages
 from agent.kubelet.pods import EventKind, PodEvent, read_pod, watch_pods
 from agent.kubelet.resources import Allocation, ClaimedDevice, list_allocations
-from agent.kubelet.sockets import POD_RESOURCES, PODS, KubeletError, why_absent
-from tests.agent.kubelets import GPU_A, NODE, kubelet_in, listening, pod, until
+from agent.kubelet.sockets import POD_RESOURCES, PODS, KubeletError
+from tests.agent.kubelets import GPU_A, NODE, kubelet_in, pod, until
 
 
 def varint(number: int) -> bytes:
@@ -148,6 +146,40 @@ def test_a_pod_is_read_by_its_public_numbers() -> None:
     assert status["lastState"] == {"terminated": {"exitCode": 137, "finishedAt": "2023-11-14T22:15:00Z"}}
 
 
+def captured(name: str) -> bytes:
+    capture = Path(__file__).parents[1] / "captures" / "kubelet.json"
+    return base64.b64decode(json.loads(capture.read_text())[name])
+
+
+def test_an_answer_of_kubernetes_own_messages_is_read() -> None:
+    (found,) = messages.ListPodResourcesResponse.FromString(captured("ListPodResourcesResponse")).pod_resources
+    main, side = found.containers
+    assert (found.namespace, found.name, main.name, side.name) == ("chat", "web-0", "main", "side")
+    assert [list(one.device_ids) for one in main.devices] == [[f"{GPU_A}::2"]]
+    (claimed,) = main.dynamic_resources[0].claim_resources
+    assert (claimed.driver_name, claimed.pool_name, claimed.device_name) == ("gpu.nvidia.com", "node-a", "gpu-0")
+
+
+def test_an_event_of_kubernetes_own_messages_is_read() -> None:
+    event = messages.WatchPodsEvent.FromString(captured("WatchPodsEvent"))
+    read = read_pod(event.pod)
+    assert event.type == EventKind.ADDED
+    assert {name: read["metadata"][name] for name in ("uid", "namespace", "name")} == {
+        "uid": "uid-0",
+        "namespace": "chat",
+        "name": "web-0",
+    }
+    assert read["metadata"]["annotations"] == {
+        "tensor-fusion.ai/tflops-limit": "20",
+        "tensor-fusion.ai/vram-limit": "8Gi",
+    }
+    assert read["metadata"]["ownerReferences"] == [{"kind": "ReplicaSet", "name": "web-5d4f", "controller": True}]
+    assert read["spec"] == {"nodeName": "node-a", "containers": [{"name": "main"}, {"name": "side"}]}
+    (status,) = read["status"]["containerStatuses"]
+    assert status["containerID"] == "containerd://" + "ab" * 32
+    assert status["lastState"]["terminated"] == {"exitCode": 137, "finishedAt": "2023-11-14T22:15:00Z"}
+
+
 def test_an_end_without_a_time_has_none() -> None:
     status = text(3, text(8, text(1, "main"), text(2, text(3, number(1, 1), text(6)))))
     (read,) = read_pod(status)["status"]["containerStatuses"]
@@ -163,132 +195,6 @@ def test_bytes_that_are_no_pod_are_read_or_refused_never_worse(noise: bytes, pla
             read_pod(content)
         except KubeletError:
             continue
-
-
-# --- what goes wrong
-
-
-@pytest.mark.parametrize("status", [Status.UNIMPLEMENTED, Status.FAILED_PRECONDITION, Status.RESOURCE_EXHAUSTED])
-async def test_a_refusal_is_told_in_its_words(tmp_path: Path, status: Status) -> None:
-    async with kubelet_in(tmp_path) as kubelet:
-        kubelet.refuses = status
-        with pytest.raises(KubeletError, match=f"{status.name}: not now"):
-            await list_allocations(tmp_path / POD_RESOURCES)
-        with pytest.raises(KubeletError, match=status.name):
-            await events_of(tmp_path, 1)
-
-
-async def test_a_kubelet_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
-    async with kubelet_in(tmp_path) as kubelet:
-        kubelet.hangs = True
-        with pytest.raises(KubeletError, match="no answer in time"):
-            await list_allocations(tmp_path / POD_RESOURCES, seconds=0.05)
-
-
-async def test_a_kubelet_that_ends_breaks_the_watch_off(tmp_path: Path) -> None:
-    async with kubelet_in(tmp_path) as kubelet:
-        watching = asyncio.create_task(events_of(tmp_path, 2))
-        await until(lambda: bool(kubelet.watchers))
-        await kubelet.stop()
-        with pytest.raises(KubeletError):
-            await watching
-
-
-async def test_a_socket_that_nobody_listens_on_is_an_error_in_words(tmp_path: Path) -> None:
-    path = tmp_path / "left.sock"
-    with sockets.socket(sockets.AF_UNIX) as left:
-        left.bind(str(path))
-    with pytest.raises(KubeletError, match="refused"):
-        await list_allocations(path)
-
-
-def test_only_a_socket_is_asked(tmp_path: Path) -> None:
-    assert why_absent(tmp_path / "no.sock").endswith("is not there")
-    (tmp_path / "file.sock").touch()
-    assert why_absent(tmp_path / "file.sock").endswith("is no socket")
-    (tmp_path / "file").touch()
-    assert why_absent(tmp_path / "file" / "no.sock")
-    with sockets.socket(sockets.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "a.sock"))
-        assert why_absent(tmp_path / "a.sock") == ""
-
-
-async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, content: bytes) -> None:
-    await reader.read(1)
-    writer.write(content)
-    await writer.drain()
-    writer.close()
-
-
-NONSENSE = {
-    "nothing": b"",
-    "HTTP/1.1": b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
-    "zeros": bytes(4096),
-    "a frame of no kind": struct.pack(">I", 5)[1:] + bytes([0xFF, 0, 0, 0, 0, 1]) + b"hello",
-    "settings, then the end": bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]),
-    "headers that are none": bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-    + bytes([0, 0, 4, 1, 4, 0, 0, 0, 1])
-    + b"\xff\xff\xff\xff",
-}
-
-
-@pytest.mark.parametrize("content", NONSENSE.values(), ids=NONSENSE)
-async def test_a_server_that_talks_nonsense_is_an_error_in_words(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "k.sock"
-    async with listening(path, lambda reader, writer: say(reader, writer, content)):
-        with pytest.raises(KubeletError, match=str(path)):
-            await list_allocations(path, seconds=1.0)
-
-
-class Raw:
-    """A codec that sends bytes as they are."""
-
-    __content_subtype__ = "proto"
-
-    def encode(self, message: bytes, message_type: Any) -> bytes:
-        return message
-
-    def decode(self, data: bytes, message_type: Any) -> Any:
-        return data
-
-
-@pytest.mark.parametrize(
-    "content", [b"\xff", text(1, text(2, b"\xff\xfe")), b"\x0a\x7f"], ids=["no field", "no text", "cut short"]
-)
-async def test_a_message_that_can_not_be_read_is_an_error_in_words(tmp_path: Path, content: bytes) -> None:
-    from grpclib.const import Cardinality, Handler
-    from grpclib.server import Server
-
-    class Service:
-        async def answer(self, stream: Any) -> None:
-            await stream.recv_message()
-            await stream.send_message(content)
-
-        def __mapping__(self) -> dict[str, Handler]:
-            return {"/v1.PodResourcesLister/List": Handler(self.answer, Cardinality.UNARY_UNARY, bytes, bytes)}
-
-    server = Server([Service()], codec=Raw())
-    await server.start(path=str(tmp_path / "k.sock"))
-    try:
-        with pytest.raises(KubeletError, match="can't be read"):
-            await list_allocations(tmp_path / "k.sock")
-    finally:
-        server.close()
-        await server.wait_closed()
-
-
-async def test_an_event_of_a_kind_that_is_not_known_ends_the_watch(tmp_path: Path) -> None:
-    async with kubelet_in(tmp_path) as kubelet:
-        watching = asyncio.create_task(events_of(tmp_path, 2))
-        await until(lambda: bool(kubelet.watchers))
-
-        class Older:
-            value = 0
-
-        for watcher in kubelet.watchers:
-            watcher.put_nowait((Older(), pod("a")))
-        with pytest.raises(KubeletError, match="0 is not a valid EventKind"):
-            await watching
 
 
 def imported(code: str) -> set[str]:
