@@ -75,20 +75,19 @@ class Bypass:
         self, now: float, applied: Mapping[WorkerKey, Applied], capacity: Mapping[str, tuple[float | None, float]]
     ) -> None:
         """Take what is in force and in use (`now` in seconds); `capacity`: TFLOPs and bytes by device UUID."""
-        elapsed, before = max(0.0, now - self._now), self._watches
+        when, before = (now, max(0.0, now - self._now)), self._watches
         self._now, self._watches, self._above, self._beyond = now, {}, set(), {}
         for key, one in applied.items():
             size = capacity.get(key[2])
             if size is None:
                 continue
-            seen, (compute, vram) = one.observed, before.get(key, _NEW)
-            when = now, elapsed
-            compute = _watched(compute, when, COMPUTE, (seen.tflops_limit, seen.tflops_used, size[0]))
-            vram = _watched(vram, when, VRAM, (seen.vram_limit_bytes, seen.vram_used_bytes, size[1]))
+            seen, known = one.observed, before.get(key, _NEW)
+            compute = _watched(known[0], when, COMPUTE, (seen.tflops_limit, seen.tflops_used, size[0]))
+            vram = _watched(known[1], when, VRAM, (seen.vram_limit_bytes, seen.vram_used_bytes, size[1]))
             if compute is None and vram is None:
                 continue
-            self._watches[key] = (compute, vram)
-            if any(one is not None and one.above_since is not None for one in (compute, vram)):
+            self._watches[key] = known if compute is known[0] and vram is known[1] else (compute, vram)
+            if _is_above(compute) or _is_above(vram):
                 self._above.add(key)
                 self._beyond[key] = _beyond(compute, vram, size[0])
 
@@ -129,6 +128,11 @@ def _watched(
     limit, used, size = figures
     if limit is None or used is None or size is None:
         return None
+    if before is not None and used <= limit == before.allowed:
+        # So it is with most workers most of the time.
+        before.until = before.above_since = None
+        _spare(before, limit - used, when[1], kind)
+        return before
     now, elapsed = when
     # Nobody gets memory by being there first: a limit below what is in use is not put into force.
     one, elapsed = (before, elapsed) if before is not None else (_Watch(limit, limit), 0.0)
@@ -137,16 +141,25 @@ def _watched(
         one.allowed, one.until = limit, None
     else:
         _lower(one, now, kind)
-    if used <= limit:
-        one.above_since, one.spare = None, min(one.spare + (limit - used) * elapsed, limit * kind.gust_seconds)
-        return one
     over = used - one.allowed - max(LIMIT_SLACK_RATIO * limit, kind.device_slack_ratio * size)
     if over <= 0:
         one.above_since = None
+        _spare(one, limit - used, elapsed, kind)
     else:
         one.above_since = now if one.above_since is None else one.above_since
         _pay(one, over, elapsed)
     return one
+
+
+def _is_above(one: _Watch | None) -> bool:
+    return one is not None and one.above_since is not None
+
+
+def _spare(one: _Watch, left: float, seconds: float, kind: Kind) -> None:
+    """Remember what was left of the limit, as much as may be used later."""
+    most = one.allowed * kind.gust_seconds
+    if left > 0 and one.spare < most:
+        one.spare = min(one.spare + left * seconds, most)
 
 
 def _pay(one: _Watch, over: float, seconds: float) -> None:
