@@ -18,6 +18,7 @@ import structlog
 from agent.enforce.actuator import Part, Surroundings
 from agent.enforce.backend import Capabilities
 from agent.enforce.book import BookError, read_book, write_book
+from agent.enforce.dmem_probe import driver_lacks, kernel_lacks
 from agent.model.applied import Applied
 from agent.model.limits import CgroupLimits, LimitError, NoLimitsError
 from agent.model.samples import Worker, WorkerKey
@@ -75,16 +76,17 @@ class DmemActuator:
         self._restored = 0
 
     def probe(self) -> Capabilities:
-        """Return whether the kernel can account for device memory; take up the book of an earlier run."""
-        if self._around.memory_limits is None:
+        """Return whether kernel and driver account for device memory; take up the book of an earlier run."""
+        limits, root = self._around.memory_limits, self._around.cgroup_root
+        if limits is None:
             return _out("there is no NVIDIA driver here")
-        controllers = self._around.cgroup_root / "cgroup.controllers"
-        if not controllers.is_file():
-            return _out(f"{controllers} is not there: cgroup v2 is needed")
-        if "dmem" not in controllers.read_text().split() and "misc" not in controllers.read_text().split():
-            return _out(f"neither dmem nor misc is among the controllers of {self._around.cgroup_root}")
+        lacking = kernel_lacks(root)
+        if lacking:
+            return _out(lacking)
+        # What an earlier run reserved counts, whatever the driver says now.
         self._load()
-        return _VRAM_ONLY
+        lacking, for_all = driver_lacks(limits, root)
+        return _out(lacking) if for_all else replace(_VRAM_ONLY, reason=lacking)
 
     def reach(self, worker: Worker, uuid: str) -> Capabilities:
         """Return whether the driver takes limits for the worker's container."""

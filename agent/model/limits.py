@@ -15,6 +15,10 @@ class NoLimitsError(LimitError):
     """There are no limits for this cgroup; the text says why."""
 
 
+class OldDriverError(LimitError):
+    """The driver has no such limits, for whatever cgroup; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class CgroupLimits:
     """A cgroup's limits and use on one device, in bytes; `hard_bytes` None: no limit."""
@@ -26,6 +30,14 @@ class CgroupLimits:
 
 class MemoryLimits(Protocol):
     """The driver's memory limits by cgroup and device; `cgroup` is the full path of its directory."""
+
+    def devices(self) -> tuple[str, ...]:
+        """Return the UUIDs of the devices whose memory could be limited.
+
+        Raises:
+            LimitError: the driver can't be asked.
+        """
+        ...
 
     def read(self, uuid: str, cgroup: Path) -> CgroupLimits:
         """Return what is in force.

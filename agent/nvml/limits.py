@@ -7,12 +7,13 @@ books of its ancestors. It needs root, a cgroup that is a container's leaf, and 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pynvml
 
-from agent.model.limits import CgroupLimits, LimitError, NoLimitsError
+from agent.model.limits import CgroupLimits, LimitError, NoLimitsError, OldDriverError
 from agent.nvml.calls import Calls
 
 _WHY: Final = {
@@ -22,6 +23,10 @@ _WHY: Final = {
     pynvml.NVML_ERROR_INVALID_ARGUMENT: "soft <= hard <= device memory does not hold",
     pynvml.NVML_ERROR_OPERATING_SYSTEM: "the kernel refused",
 }
+_KINDS: Final[Mapping[int, type[LimitError]]] = {
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: OldDriverError,
+    pynvml.NVML_ERROR_NOT_SUPPORTED: NoLimitsError,
+}
 
 
 class NvmlMemoryLimits:
@@ -30,6 +35,25 @@ class NvmlMemoryLimits:
     def __init__(self, calls: Calls | None = None) -> None:
         """Take the calls of the device source, so that these are timed and counted with its own."""
         self._calls = calls or Calls(time.perf_counter)
+
+    def devices(self) -> tuple[str, ...]:
+        """Return the UUIDs of the devices that answer; one that is lost is left out.
+
+        Raises:
+            LimitError: the driver can't be asked.
+        """
+        try:
+            count = self._initialized("nvmlDeviceGetCount")
+        except pynvml.NVMLError as error:
+            raise LimitError(str(error)) from error
+        found = []
+        for index in range(count):
+            try:
+                handle = self._calls.call("nvmlDeviceGetHandleByIndex", index)
+                found.append(str(self._calls.call("nvmlDeviceGetUUID", handle)))
+            except pynvml.NVMLError:
+                continue  # Whoever measures tells of a lost device.
+        return tuple(found)
 
     def read(self, uuid: str, cgroup: Path) -> CgroupLimits:
         """Return what is in force; a cgroup without a hard limit has None.
@@ -62,13 +86,17 @@ class NvmlMemoryLimits:
             raise _refused(error, cgroup) from error
 
     def _handle(self, uuid: str) -> object:
+        return self._initialized("nvmlDeviceGetHandleByUUID", uuid.encode())
+
+    def _initialized(self, name: str, *args: object) -> Any:
         try:
-            return self._calls.call("nvmlDeviceGetHandleByUUID", uuid.encode())
+            return self._calls.call(name, *args)
         except pynvml.NVMLError_Uninitialized:
             self._calls.call("nvmlInit")
-            return self._calls.call("nvmlDeviceGetHandleByUUID", uuid.encode())
+            return self._calls.call(name, *args)
 
 
 def _refused(error: pynvml.NVMLError, cgroup: Path) -> LimitError:
-    kind = NoLimitsError if error.value == pynvml.NVML_ERROR_NOT_SUPPORTED else LimitError
-    return kind(f"{cgroup}: {_WHY.get(error.value, str(error))}")
+    why = _WHY.get(error.value, str(error))
+    kind = _KINDS.get(error.value, LimitError)
+    return kind(why if kind is OldDriverError else f"{cgroup}: {why}")

@@ -220,6 +220,22 @@ def test_probe_shows_devices_and_what_each_backend_can_do(tmp_path):
     assert "GPU-1" in tf_agent("probe", **standin.environment()).stdout
 
 
+def test_probe_says_before_there_is_any_worker_that_the_driver_is_too_old_to_limit_memory(tmp_path):
+    tree = tmp_path / "cgroup"
+    (tree / "kubepods").mkdir(parents=True)
+    (tree / "cgroup.controllers").write_text("cpu memory dmem\n")
+    (tree / "kubepods" / "dmem.max").touch()
+    functions = ("nvmlDeviceGetMemoryLimits_v1", "nvmlDeviceSetMemoryLimits_v1")
+    told = {}
+    for name, without in (("old", functions), ("new", ())):
+        standin = NvmlStandIn(tmp_path, without=without)
+        standin.write(nvml_standin.State(devices=(nvml_standin.Device("GPU-1"),)))
+        found = tf_agent("probe", "-o", "json", TF_AGENT_CGROUP_ROOT=str(tree), **standin.environment())
+        told[name] = {key: json.loads(found.stdout)["backends"]["dmem"][key] for key in ("vram", "reason")}
+    assert told["old"] == {"vram": "unsupported", "reason": "the driver is older than r615"}
+    assert told["new"] == {"vram": "next_alloc", "reason": ""}
+
+
 def test_probe_says_what_a_device_does_not_tell(tmp_path):
     server = nvml_standin.Process(0, 40, name="/usr/bin/nvidia-cuda-mps-server", steady_percent=60)
     clients = tuple(nvml_standin.Process(0, pid, GIB, kind="client") for pid in (41, 42))

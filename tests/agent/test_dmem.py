@@ -239,6 +239,84 @@ def test_a_kernel_without_the_controller_is_out(make: Make, tree: Tree, controll
     assert reason in make().probed.reason  # type: ignore[attr-defined]
 
 
+LIMITS = "nvmlDeviceGetMemoryLimits_v1"
+
+
+@pytest.mark.parametrize("grown", [True, False], ids=["pods run", "no pod yet"])
+def test_a_driver_that_has_no_such_function_is_out_before_there_is_any_worker(
+    make: Make, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: bool
+) -> None:
+    old = NvmlStandIn(tmp_path, without=(LIMITS, "nvmlDeviceSetMemoryLimits_v1"))
+    old.write(State(devices=(Device(GPU),)))
+    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(old.shared_object)))
+    if grown:
+        tree.grow("a")
+    found = make().probed  # type: ignore[attr-defined]
+    assert (found.vram, found.reason) == (Effect.UNSUPPORTED, "the driver is older than r615")
+
+
+def test_limits_that_every_device_refuses_to_a_cgroup_that_is_accounted_for_are_out(
+    make: Make, tree: Tree, standin: NvmlStandIn
+) -> None:
+    tree.grow("a")
+    both = (Device(GPU), Device("GPU-b"))
+    standin.write(State(devices=both, errors=(Error(LIMITS, 3),)))
+    found = make().probed  # type: ignore[attr-defined]
+    assert found.vram is Effect.UNSUPPORTED
+    assert f"{GPU}: {tree.root}/kubepods: the kernel has no dmem controller" in found.reason
+    assert "GPU-b: " in found.reason
+
+
+def test_one_device_that_takes_limits_is_enough(make: Make, tree: Tree, standin: NvmlStandIn) -> None:
+    tree.grow("a")
+    standin.write(State(devices=(Device(GPU), Device("GPU-b")), errors=(Error(LIMITS, 3, device=0),)))
+    found = make().probed  # type: ignore[attr-defined]
+    assert (found.vram, found.reason) == (Effect.NEXT_ALLOC, "")
+
+
+def test_where_no_cgroup_could_be_asked_for_the_answer_is_left_to_the_workers(make: Make, tree: Tree) -> None:
+    found = make().probed  # type: ignore[attr-defined]
+    assert found.vram is Effect.NEXT_ALLOC
+    assert f"no cgroup in {tree.root} has dmem.max or misc.max yet" in found.reason
+    tree.grow("a")
+    assert make().probed.reason == ""  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("errors", "devices", "reason"),
+    [
+        ((Error("nvmlDeviceGetCount_v2", 9),), (Device(GPU),), "Driver Not Loaded"),
+        ((), (), "the driver knows no device"),
+        ((Error("nvmlDeviceGetUUID", 15),), (Device(GPU),), "the driver knows no device"),
+    ],
+    ids=["no driver loaded", "no device", "a lost device"],
+)
+def test_a_driver_that_names_no_device_is_out(
+    make: Make,
+    tree: Tree,
+    standin: NvmlStandIn,
+    errors: tuple[Error, ...],
+    devices: tuple[Device, ...],
+    reason: str,
+) -> None:
+    tree.grow("a")
+    standin.write(State(devices=devices, errors=errors))
+    found = make().probed  # type: ignore[attr-defined]
+    assert found.vram is Effect.UNSUPPORTED
+    assert reason in found.reason
+
+
+def test_what_an_earlier_run_reserved_counts_even_where_the_driver_went_back_to_an_older_one(
+    make: Make, tree: Tree, standin: NvmlStandIn
+) -> None:
+    tree.grow("a")
+    make().apply(worker("a"), quota(4, 8), VRAM)
+    standin.write(State(devices=(Device(GPU),), errors=(Error(LIMITS, FUNCTION_NOT_FOUND),)))
+    later = make()
+    assert later.probed.vram is Effect.UNSUPPORTED  # type: ignore[attr-defined]
+    assert later.in_force() == {("uid-a", "main", GPU): 8 * GIB}
+
+
 def test_a_node_without_a_driver_is_out(make: Make) -> None:
     assert "no NVIDIA driver" in make(memory_limits=None).probed.reason  # type: ignore[attr-defined]
 
