@@ -1,4 +1,4 @@
-"""One worker's tokens on one device: refilled a few times a second, steered once a tick.
+"""One worker's tokens on one device: refilled a few times a second, steered once a second.
 
 The worker takes tokens by compare-and-swap at the same time. A refill is a load and a store of our own, so what it
 takes within that microsecond it gets back: a few tokens an hour, and no store is ever torn. The limiter only ever
@@ -27,6 +27,9 @@ NEVER_UNLIMITED: Final = 99
 """Percent. At 100 the limiter stops looking for a minute, and a new limit would reach it only then."""
 OVERDRAFT_TOKENS: Final = 10.0
 """The dearest launch: what a limiter can owe; more than that is no price to learn from."""
+STEP_SECONDS: Final = 0.9
+"""A driver may publish a period of a second over several ticks, and refills fall unevenly into half a one: what was
+taken and what was used are compared over a second, tick by tick added up."""
 UNHINDERED_TOKENS: Final = RATE_MAX * BURST_SECONDS
 _Seen: TypeAlias = tuple[float | None, float]
 """Utilization and tokens, as they were seen in a tick in which none were taken."""
@@ -37,7 +40,7 @@ class Bucket:
     """`ratio` is the share of the device in force (None: no limit was set), `vram_bytes` the VRAM limit likewise.
 
     `name` is the device's UUID as it stood in the slot when it was taken up. `pulls` are how the worker pulled at its
-    compute limit in the last two ticks. Hundreds of workers idle at a time, so what is found as it was left costs a
+    compute limit in the last two steps. Hundreds of workers idle at a time, so what is found as it was left costs a
     look and no more.
     """
 
@@ -52,6 +55,9 @@ class Bucket:
     taken: float = 0.0
     forged: bool = False
     metered_at: float | None = None
+    seen_at: float = 0.0
+    used: float | None = 0.0
+    """Utilization times seconds since the last step, None where a part of it is not known."""
     pulls: tuple[Pull, ...] = ()
     _live: LiveSlot = field(init=False)
     _limits: ctypes.Array[ctypes.c_char] = field(init=False)
@@ -120,11 +126,17 @@ class Bucket:
         return is_idle
 
     def steer(self, utilization: float | None, at: float) -> None:
-        """Take one tick's utilization of this worker (0..1, None: not known)."""
-        since, self.metered_at = self.metered_at, at
+        """Take one tick's utilization of this worker (0..1, None: not known); a step is made of a second of them."""
+        since, seen_at, self.seen_at = self.metered_at, self.seen_at, at
+        used = None if self.used is None or utilization is None else self.used + utilization * (at - seen_at)
+        if since is not None and self.ratio is not None and 0.0 < at - since < STEP_SECONDS:
+            self.used = used
+            return
+        self.metered_at, self.used = at, 0.0
         taken, self.taken = self.taken, 0.0
         if since is None or at <= since or self.ratio is None:
             return
+        utilization = None if used is None else used / (at - since)
         found = self._live.tokens
         # Nobody took or forged any: the next step depends on these two alone.
         seen = (utilization, found) if not taken and found == self.left else None

@@ -182,3 +182,31 @@ def test_what_an_idle_workers_tenant_writes_over_its_refill_is_shown_right_again
     kept.slot.put_f64(CAPACITY, 1e9)
     kept.second(0.0)
     assert (kept.slot.f64(REFILL_RATE), kept.slot.f64(CAPACITY)) == right
+
+
+@pytest.mark.parametrize("period", [0.5, 1.0])
+@pytest.mark.parametrize("price", [300.0, 4000.0])
+def test_a_worker_metered_each_half_second_meets_its_limit_however_seldom_the_driver_publishes(
+    tmp_path: Path, period: float, price: float
+) -> None:
+    """The worker takes every token; the driver shows the mean of its last period until it publishes the next."""
+    kept, uses, shown, since = Kept(tmp_path / "shm"), list[float](), 0.0, 0.0
+    for second in range(60):
+        if second % 20 == 0:
+            kept.limited((0.3, 0.6, 0.3)[second // 20])
+        uses.append(0.0)
+        for tenth in range(10):
+            kept.at += 0.1
+            if tenth % 2:
+                kept.bucket.refill(kept.at, kept.at)
+                took = min(max(0.0, kept.slot.f64(TOKENS)), price * 0.2)
+                kept.slot.put_f64(TOKENS, kept.slot.f64(TOKENS) - took)
+                uses[-1] += took / price
+                since += took / price
+            if (second * 10 + tenth + 1) % round(period * 10) == 0:
+                shown, since = round(min(1.0, since / period), 2), 0.0
+            if tenth in {4, 9}:
+                kept.bucket.steer(shown, kept.at)
+    for start, target in ((0, 0.3), (20, 0.6), (40, 0.3)):
+        assert uses[start + 10 : start + 20] == pytest.approx([target] * 10, abs=0.05)
+        assert max(uses[start + 2 : start + 20]) <= target + 0.10
