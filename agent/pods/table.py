@@ -12,7 +12,8 @@ import msgspec
 import structlog
 
 from agent.model.exits import Exit
-from agent.pods.spec import ContainerEntry, KnownPod, PodEntry, known_pods
+from agent.pods.spec import CONFIG_HASH, ContainerEntry, KnownPod, PodEntry, known_pods
+from autoscaler.contract.keys import PREFIX
 
 _log = structlog.get_logger(__name__)
 _HASH: Final = "pod-template-hash"
@@ -82,8 +83,8 @@ def _entry(pod: Mapping[str, Any]) -> PodEntry | None:
         "uid": metadata.get("uid"),
         "namespace": metadata.get("namespace", ""),
         "name": metadata.get("name"),
-        "labels": labels,
-        "annotations": metadata.get("annotations") or {},
+        "labels": _read(labels),
+        "annotations": _read(metadata.get("annotations") or {}),
         "containers": [ContainerEntry(one["name"], ids.get(one["name"], "")) for one in spec.get("containers") or ()],
         "node": spec.get("nodeName", ""),
         "workload": _owner(metadata, labels),
@@ -93,6 +94,11 @@ def _entry(pod: Mapping[str, Any]) -> PodEntry | None:
     except msgspec.ValidationError as error:
         _log.warning("pod_problem", problem=f"{found['namespace']}/{found['name']}: {error}; it is left out")
         return None
+
+
+def _read(marks: Mapping[str, str]) -> dict[str, str]:
+    """Return what is read of labels or annotations: others' can be large, and change often."""
+    return {name: text for name, text in marks.items() if name.startswith(PREFIX) or name == CONFIG_HASH}
 
 
 def _owner(metadata: Mapping[str, Any], labels: Mapping[str, str]) -> str:

@@ -127,6 +127,22 @@ async def test_a_watch_is_begun_anew_in_time_and_finds_what_was_missed(
         await until(lambda: names_of(local)() == {"b"})
 
 
+async def test_marks_of_others_are_not_kept_and_their_changes_change_nothing(tmp_path: Path) -> None:
+    local = LocalPods(tmp_path / PODS, NODE)
+    async with kubelet_in(tmp_path) as kubelet, running(local):
+        kubelet.tell(EventKind.ADDED, pod("a"))
+        await until(lambda: names_of(local)() == {"a"})
+        before = local.pods()
+        kubelet.tell(EventKind.MODIFIED, pod("a", **{"example.com/large": "x" * 100_000}))
+        kubelet.tell(EventKind.DELETED, pod("never-seen"))
+        ended = pod("a")
+        last = {"terminated": {"exitCode": 1, "finishedAt": "2026-11-22T07:00:00Z"}}
+        ended["status"]["containerStatuses"][0]["lastState"] = last
+        kubelet.tell(EventKind.MODIFIED, ended)
+        await until(lambda: bool(local.exits()))
+        assert local.pods() is before
+
+
 async def test_a_pod_without_a_name_is_left_out_and_the_others_count(tmp_path: Path) -> None:
     local = LocalPods(tmp_path / PODS, NODE)
     async with kubelet_in(tmp_path) as kubelet, running(local):
