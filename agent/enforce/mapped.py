@@ -25,15 +25,16 @@ class LayoutError(Exception):
 
 
 class MappedFile:
-    """One mapped file of exactly `size` bytes.
+    """One file of exactly `size` bytes, mapped from its start as far as it is looked at.
 
     Raises:
         LayoutError: it is no regular file of that size.
         OSError: it can't be opened, or the disk has no room for all of it.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path, self._name = path, str(path)
+    def __init__(self, path: Path, size: int, mapped_bytes: int | None = None) -> None:
+        """Take the file's size, and how much of it to map (all): hundreds of files count in the agent's memory."""
+        self.path, self._name, self._size = path, str(path), size
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             found = os.fstat(descriptor)
@@ -42,7 +43,7 @@ class MappedFile:
             self.inode = found.st_ino
             # A hole in the file would be filled by the first access, which a full disk answers with SIGBUS.
             os.posix_fallocate(descriptor, 0, size)
-            self._memory = _mapped(path, descriptor, size)
+            self._memory = _mapped(path, descriptor, mapped_bytes or size)
         finally:
             os.close(descriptor)
         self._start = CUTS.watch(self._memory)
@@ -108,7 +109,7 @@ class MappedFile:
             found = os.lstat(self._name)
         except OSError:
             return False
-        return (found.st_ino, found.st_size) == (self.inode, len(self._memory))
+        return (found.st_ino, found.st_size) == (self.inode, self._size)
 
     def close(self) -> None:
         """Unmap; views that were handed out must be gone, or the memory goes with the last of them."""

@@ -154,7 +154,8 @@ def open_state(path: Path) -> MappedFile:
         LayoutError: its size or version is not the one that is known here.
         OSError: it can't be opened.
     """
-    file = MappedFile(path, SIZE)
+    # The table of pids is the limiter's own.
+    file = MappedFile(path, SIZE, PIDS)
     found = file.u32(DISCRIMINANT).value
     if found != VERSION_2:
         file.close()
