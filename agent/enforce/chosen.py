@@ -118,7 +118,10 @@ class ChosenBackend:
 
     def in_force(self) -> Mapping[WorkerKey, int]:
         """Return the VRAM limits that any actuator holds."""
-        return {key: limit for one in self.actuators for key, limit in one.in_force().items()}
+        found: dict[WorkerKey, int] = {}
+        for one in self.actuators:
+            found.update(one.in_force())
+        return found
 
     def release(self, key: WorkerKey) -> None:
         """Let go of a worker everywhere; it is looked at afresh when it comes back."""

@@ -100,7 +100,7 @@ class Enforcer:
         if held is None or held.asked != wanted:
             return None
         if held.applied.effect in EFFECTIVE_NOW:
-            if not (held.applied.in_force and _meets(observed, wanted)):
+            if held.applied.reason or not _meets(observed, wanted):
                 return None
         elif held.by != self.backend.serves(key):
             # What could not be reached, or not so well, may be by now: a limiter comes later than its quota.
@@ -145,4 +145,4 @@ def _turn(share: Share, in_force_bytes: int, key: WorkerKey) -> tuple[bool, int,
 
 
 def _meets(observed: Observed, wanted: DeviceQuota) -> bool:
-    return (observed.tflops_limit, observed.vram_limit_bytes) == (wanted.tflops_limit, wanted.vram_limit_bytes)
+    return observed.vram_limit_bytes == wanted.vram_limit_bytes and observed.tflops_limit == wanted.tflops_limit
