@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from google.protobuf.message import DecodeError
 from grpclib import exceptions
 from grpclib.client import Channel
+from grpclib.config import Configuration
 from grpclib.const import Cardinality
 from h2.exceptions import H2Error
 
@@ -24,6 +25,9 @@ from agent.kubelet.sockets import KubeletError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_WINDOW_BYTES: Final = 1 << 16
+_FRUGAL: Final = Configuration(http2_connection_window_size=_WINDOW_BYTES, http2_stream_window_size=_WINDOW_BYTES)
+"""The kubelet sends so much ahead of what was read, and no more: the library's own 4 MiB are memory for haste."""
 _GARBAGE: Final = (DecodeError, UnicodeDecodeError, H2Error, struct.error, AssertionError, NotImplementedError)
 """What the client and the decoder raise at bytes that are no answer."""
 
@@ -44,7 +48,7 @@ async def ask(socket: Path, method: Method, seconds: float) -> Any:
         KubeletError: no answer, a refusal, or none that can be read.
     """
     with _told(socket):
-        channel = Channel(path=str(socket))
+        channel = Channel(path=str(socket), config=_FRUGAL)
         try:
             async with asyncio.timeout(seconds):
                 async with channel.request(method.path, Cardinality.UNARY_UNARY, method.request, method.reply) as call:
@@ -64,7 +68,7 @@ async def follow(socket: Path, method: Method) -> AsyncGenerator[Any, None]:
         KubeletError: it can't be begun, breaks off, is refused, or can't be read.
     """
     with _told(socket):
-        channel = Channel(path=str(socket))
+        channel = Channel(path=str(socket), config=_FRUGAL)
         try:
             async with channel.request(method.path, Cardinality.UNARY_STREAM, method.request, method.reply) as call:
                 await call.send_message(method.request(), end=True)

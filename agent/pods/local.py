@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -20,7 +20,7 @@ from agent.kubelet.pods import EventKind, PodEvent, watch_pods
 from agent.kubelet.sockets import KubeletError, why_absent
 from agent.model.exits import Exit
 from agent.pods.spec import KnownPod
-from agent.pods.table import PodTable
+from agent.pods.table import Listing, PodTable
 
 _log = structlog.get_logger(__name__)
 SYNC_SECONDS: Final = 10.0
@@ -84,31 +84,23 @@ class LocalPods:
         is_synced = False
         try:
             async with asyncio.timeout(SYNC_SECONDS) as limit, aclosing(watch_pods(self._socket)) as events:
-                first: dict[str, dict[str, Any]] = {}
+                first = Listing()
                 async for event in events:
-                    if is_synced:
-                        self._take(event)
-                    elif event.kind is not EventKind.SYNCED:
-                        _keep(first, event)
-                    else:
+                    if event.kind is not EventKind.SYNCED:
+                        _tell(self._table if is_synced else first, event)
+                    elif not is_synced:
                         is_synced = True
-                        self._found(first.values())
+                        self._found(first)
                         limit.reschedule(asyncio.get_running_loop().time() + WATCH_SECONDS)
         except TimeoutError as error:
             if not is_synced:
                 raise KubeletError(f"{self._socket}: not all pods were told within {SYNC_SECONDS:g} s") from error
 
-    def _found(self, pods: Collection[Mapping[str, Any]]) -> None:
-        self._table.replace(pods)
+    def _found(self, listing: Listing) -> None:
+        self._table.replace(listing)
         if not self._follows:
-            _log.info("pods_followed", source=str(self._socket), pods=len(pods))
+            _log.info("pods_followed", source=str(self._socket), pods=len(listing.entries))
         self._follows, self._silent_from = True, math.inf
-
-    def _take(self, event: PodEvent) -> None:
-        if event.kind is EventKind.DELETED:
-            self._table.drop(event.pod)
-        elif event.kind is not EventKind.SYNCED:
-            self._table.take(event.pod)
 
     def _lost(self, problem: str, complaint: str) -> None:
         if self._silent_from == math.inf:
@@ -120,9 +112,8 @@ class LocalPods:
             _log.warning("kubelet_not_followed", error=problem, then="what was known stays; it is tried again")
 
 
-def _keep(found: dict[str, dict[str, Any]], event: PodEvent) -> None:
-    uid = event.pod["metadata"]["uid"]
+def _tell(pods: PodTable | Listing, event: PodEvent) -> None:
     if event.kind is EventKind.DELETED:
-        found.pop(uid, None)
+        pods.drop(event.pod)
     else:
-        found[uid] = event.pod
+        pods.take(event.pod)

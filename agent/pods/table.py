@@ -5,7 +5,7 @@ Neighbours: `watch` and `local` fill it, `spec` makes workers of pods.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -19,14 +19,38 @@ _log = structlog.get_logger(__name__)
 _HASH: Final = "pod-template-hash"
 
 
+class Listing:
+    """A whole list of pods while it is being told; of each only what is read is kept."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, PodEntry] = {}
+        self.exits: dict[str, tuple[Exit, ...]] = {}
+
+    def take(self, pod: Mapping[str, Any]) -> bool:
+        """Take one pod that is new or has changed; return whether anything of it did, but for how it ended last."""
+        entry = _entry(pod)
+        if entry is None:
+            return False
+        self.exits[entry.uid] = _exits(pod)
+        changed = self.entries.get(entry.uid) != entry
+        if changed:
+            self.entries[entry.uid] = entry
+        return changed
+
+    def drop(self, pod: Mapping[str, Any]) -> bool:
+        """Forget one pod, of which the UID is enough; return whether it was known."""
+        uid = str(pod["metadata"]["uid"])
+        self.exits.pop(uid, None)
+        return self.entries.pop(uid, None) is not None
+
+
 class PodTable:
     """Filled by a watch's task; `pods` and `exits` are asked from the tick's thread."""
 
     def __init__(self, node: str) -> None:
         """Take pods of this node only, of any where it is empty."""
         self._node = node
-        self._entries: dict[str, PodEntry] = {}
-        self._exits: dict[str, tuple[Exit, ...]] = {}
+        self._listing = Listing()
         self._pods: Mapping[str, KnownPod] | None = None
         self._told: tuple[str, ...] = ()
 
@@ -36,39 +60,27 @@ class PodTable:
 
     def exits(self) -> tuple[Exit, ...]:
         """Return how containers ended last, as far as their pods tell."""
-        return tuple(one for exits in list(self._exits.values()) for one in exits)
+        return tuple(one for exits in list(self._listing.exits.values()) for one in exits)
 
-    def replace(self, pods: Iterable[Mapping[str, Any]]) -> None:
+    def replace(self, listing: Listing) -> None:
         """Take a whole list; what is not in it is gone."""
-        entries, exits = {}, {}
-        for pod in pods:
-            entry = _entry(pod)
-            if entry is not None:
-                entries[entry.uid], exits[entry.uid] = entry, _exits(pod)
-        same = self._pods is not None and entries == self._entries
-        self._entries, self._exits = entries, exits
+        same = self._pods is not None and listing.entries == self._listing.entries
+        self._listing = listing
         if not same:
             self._publish()
 
     def take(self, pod: Mapping[str, Any]) -> None:
         """Take one pod that is new or has changed."""
-        entry = _entry(pod)
-        if entry is None:
-            return
-        self._exits[entry.uid] = _exits(pod)
-        if self._entries.get(entry.uid) != entry:
-            self._entries[entry.uid] = entry
+        if self._listing.take(pod):
             self._publish()
 
     def drop(self, pod: Mapping[str, Any]) -> None:
         """Forget one pod, of which the UID is enough."""
-        uid = str(pod["metadata"]["uid"])
-        self._exits.pop(uid, None)
-        if self._entries.pop(uid, None) is not None:
+        if self._listing.drop(pod):
             self._publish()
 
     def _publish(self) -> None:
-        self._pods, problems = known_pods([("pod", one) for one in self._entries.values()], self._node)
+        self._pods, problems = known_pods([("pod", one) for one in self._listing.entries.values()], self._node)
         for problem in problems if problems != self._told else ():
             _log.warning("pod_problem", problem=problem)
         self._told = problems

@@ -15,7 +15,7 @@ import structlog
 from agent.kubeapi import ApiError, KubeApi
 from agent.model.exits import Exit
 from agent.pods.spec import KnownPod
-from agent.pods.table import PodTable
+from agent.pods.table import Listing, PodTable
 
 _log = structlog.get_logger(__name__)
 PODS: Final = "/api/v1/pods"
@@ -62,7 +62,10 @@ class PodWatch:
     async def _list(self) -> str:
         """Take all pods of the node, and return from which version on to watch."""
         found = await self._api.get(PODS, {"fieldSelector": f"spec.nodeName={self._node}", "resourceVersion": "0"})
-        self._table.replace(found.get("items") or ())
+        listing = Listing()
+        for pod in found.get("items") or ():
+            listing.take(pod)
+        self._table.replace(listing)
         return str((found.get("metadata") or {}).get("resourceVersion") or "")
 
     async def _watch(self, version: str) -> str:

@@ -23,7 +23,7 @@ from agent.pods.directory import PodDirectory, QuotaPods
 from agent.pods.known import Places, node_pods
 from agent.pods.placed import PlacedPods
 from agent.pods.spec import KnownPod
-from agent.pods.table import PodTable
+from agent.pods.table import Listing, PodTable
 from autoscaler.contract import keys
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota, QuotaDocument, WorkerQuota
@@ -45,7 +45,10 @@ class Pods:
         self.become(*pods)
 
     def become(self, *pods: Mapping[str, Any]) -> None:
-        self._table.replace(pods)
+        listing = Listing()
+        for one in pods:
+            listing.take(one)
+        self._table.replace(listing)
 
     def pods(self) -> Mapping[str, KnownPod] | None:
         return self._table.pods()
