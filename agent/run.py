@@ -19,7 +19,7 @@ from agent.kubeapi import KubeApi
 from agent.loop import Agent
 from agent.model.samples import SourceError
 from agent.serve.access import TokenAccess
-from agent.serve.doors import HANDSHAKE_SECONDS, watch
+from agent.serve.doors import Arrivals, watch
 from agent.serve.server import AgentApi, certificate_times, load_certificates
 from agent.settings import AgentSettings
 
@@ -96,10 +96,9 @@ async def _start(
     await runner.setup()
     cleanup.push_async_callback(runner.cleanup)
     assert runner.server is not None
-    patience = HANDSHAKE_SECONDS if tls is not None else None
-    listener = await asyncio.get_running_loop().create_server(
-        runner.server, *address, ssl=tls, ssl_handshake_timeout=patience, reuse_address=True
-    )
+    arrivals = Arrivals(runner.server, tls)
+    cleanup.callback(arrivals.close)
+    listener = await asyncio.get_running_loop().create_server(arrivals, *address, reuse_address=True)
     cleanup.callback(listener.close)
     cleanup.push_async_callback(_ended, asyncio.create_task(watch(runner.server)))
     return int(listener.sockets[0].getsockname()[1])
