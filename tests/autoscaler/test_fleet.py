@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,3 +104,30 @@ def test_a_device_carries_the_requests_of_all_its_workers_and_a_workload_the_lea
     assert fleet.placement.device.tolist() == [0, 1, 1]
     assert fleet.device.tolist() == [[121.0, 24.0 * GIB], [np.inf, 80.0 * GIB]]
     assert fleet.device[0, Resource.COMPUTE] == 121.0
+
+
+@pytest.mark.parametrize(
+    ("limit_gib", "used_gib", "tells"),
+    [
+        (8.0, 7.9, True),
+        (8.0, 8.39, True),  # enforcement is no finer than 5 % of the limit,
+        (2.0, 2.2, True),  # or 1 % of the device
+        (8.0, 8.5, False),
+        (8.0, 20.0, False),
+        (None, 20.0, True),  # nothing holds it, so all it takes is what it needs
+    ],
+)
+def test_live_use_above_the_limit_in_force_is_seen_and_tells_nothing_of_demand(limit_gib, used_gib, tells):
+    limit, used = limit_gib and round(limit_gib * GIB), round(used_gib * GIB)
+
+    def status(pod: str, observed: Observed) -> WorkerStatus:
+        return WorkerStatus(pod, "ns", pod, "w", (DeviceStatus("GPU-0", True, Effect.NEXT_ALLOC, observed),))
+
+    greedy = status("w-0", Observed(vram_limit_bytes=limit, vram_used_bytes=used))
+    one = to_fleet(snapshot(workload("w", CONFIGS[0], ("GPU-0",)), statuses=(greedy,)))
+    assert one.live[0, Resource.VRAM] == used
+    assert one.placement.used[Resource.VRAM, 0] == used
+    assert one.demand[0, Resource.VRAM] == (used if tells else pytest.approx(np.nan, nan_ok=True))
+    modest = status("w-1", Observed(vram_limit_bytes=limit, vram_used_bytes=GIB))
+    both = to_fleet(snapshot(workload("w", CONFIGS[0], ("GPU-0",), ("GPU-0",)), statuses=(greedy, modest)))
+    assert both.demand[0, Resource.VRAM] == (used if tells else GIB)
