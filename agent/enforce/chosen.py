@@ -109,7 +109,7 @@ class ChosenBackend:
             if applied.effect is Effect.UNSUPPORTED:
                 lost[actuator.name] = applied.reason
         if lost:
-            self._rows[(*worker.id, quota.uuid)] = _Row(_without(chosen, lost), self._now)
+            self._rows[(*worker.id, quota.uuid)] = _Row(_without(chosen, lost), row.looked_at)
         for part, choice in chosen.items():
             if choice.actuator is None:
                 effects.append(Effect.UNSUPPORTED)
@@ -183,14 +183,18 @@ class ChosenBackend:
         """
         key = (worker.pod_uid, worker.container, uuid)
         row = self._rows.get(key)
-        if row is not None and (row.is_served or not (is_asked or not 0.0 <= self._now - row.looked_at < LOOK_SECONDS)):
+        is_due = row is None or not 0.0 <= self._now - row.looked_at < LOOK_SECONDS
+        if row is not None and (row.is_served or not (is_asked or is_due)):
             return row
         reach = _Reach(worker, uuid)
         kept = row.choices if row is not None else {}
         chosen = {part: self._choose(part, reach, kept.get(part)) for part in Part}
-        # Hundreds of workers may come at once: they are spread, so that later looks do not come at once too.
-        early = 0.0 if row is not None else len(self._rows) * LOOK_SECONDS / SPREAD % LOOK_SECONDS
-        row = self._rows[key] = _Row(chosen, self._now - early)
+        if row is None:
+            # Hundreds of workers may come at once: they are spread, so that later looks do not come at once too.
+            looked_at = self._now - len(self._rows) * LOOK_SECONDS / SPREAD % LOOK_SECONDS
+        else:
+            looked_at = self._now if is_due else row.looked_at
+        row = self._rows[key] = _Row(chosen, looked_at)
         return row
 
     def _choose(self, part: Part, reach: _Reach, before: Choice | None) -> Choice:

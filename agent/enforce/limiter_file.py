@@ -103,5 +103,6 @@ class LimiterFile:
         if self._count.value < len(self.buckets):
             self._count.value = len(self.buckets)
             wrong += 1
-        _log.warning("limits_restored", path=str(self.path), device="", changed=wrong)
+        if wrong:
+            _log.warning("limits_restored", path=str(self.path), device="", changed=wrong)
         return wrong
