@@ -96,7 +96,9 @@ class TfshmActuator:
             bucket = self._bucket(worker, quota.uuid)
             if bucket is None:
                 return Applied(Effect.UNSUPPORTED, Observed(), f"Unsupported: tfshm: {reason}")
-            self._restored += self._files[_pod(worker)].put_right(quota.uuid, bucket)
+            file = self._files[_pod(worker)]
+            self._restored += file.put_right(quota.uuid, bucket)
+            file.is_idle = False  # The next refill is by the new limit.
             reason = each_part(parts, lambda part: self._limit(bucket, worker, quota, part))
             observed = self.observe(worker, quota.uuid)
         return Applied(effect, observed, reason)

@@ -308,7 +308,7 @@ def test_a_file_that_is_cut_while_it_is_opened_is_refused_like_any_other_of_that
     create_state(path, {3: GPU}, node.at)
     cutting = "import os, sys\nwhile True:\n  os.truncate(sys.argv[1], 0); os.truncate(sys.argv[1], 35504)"
     vandal = subprocess.Popen([sys.executable, "-c", cutting, str(path)])
-    said = set()
+    said: set[str] = set()
     deadline = time.monotonic() + 30.0
     try:
         while not any("while it was opened" in one for one in said):
@@ -375,6 +375,8 @@ def test_between_two_beats_for_all_only_those_who_take_tokens_are_refilled(node:
     while len(refilled(idle=False)) == 2:
         pass
     assert [refilled(idle=idle) for idle in (False, True, False)] == [{"b"}, {"a", "b"}, {"b"}]
+    actuator.apply(worker("a"), quota(20.0), BOTH)
+    assert refilled(idle=False) == {"a", "b"}
     # Whoever begins to work has what its bucket holds until the next look at it.
     assert IDLE_TURNS * REFILL_SECONDS < BURST_SECONDS
 
