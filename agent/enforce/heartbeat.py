@@ -14,6 +14,8 @@ from agent.enforce.book import BookError, read_book, write_book
 _log = structlog.get_logger(__name__)
 STRANGER_SECONDS: Final = 2.5
 """A heartbeat older than this beats no more; one that moves while we write nothing is somebody else's."""
+STEP_SECONDS: Final = 1.0
+"""A clock that moves by more than this against the monotonic one was set."""
 OWNED_NAME: Final = "tfshm.json"
 
 
@@ -34,6 +36,7 @@ class Ownership:
         self._saved: frozenset[str] = frozenset()
         self._complaint = ""
         self._beats: dict[Path, _Beat] = {}
+        self._ahead_seconds, self._trusted_at = wall() - clock(), float("-inf")
 
     def load(self) -> None:
         """Take up what an earlier run owned."""
@@ -48,7 +51,7 @@ class Ownership:
 
         A file of an earlier run is ours at once: its limiter may not be left without a heartbeat.
         """
-        if str(path) in self._owned or self._wall() - beat > STRANGER_SECONDS:
+        if str(path) in self._owned or self._is_silent(beat):
             self._beats.pop(path, None)
             return ""
         first = self._beats.setdefault(path, _Beat(beat, self._clock()))
@@ -59,6 +62,13 @@ class Ownership:
             del self._beats[path]
             return ""
         return f"{path} has a fresh heartbeat; it is watched for {STRANGER_SECONDS:g} s whether it moves"
+
+    def _is_silent(self, beat: int) -> bool:
+        """Return whether a heartbeat is too old to beat; just after the clock was set, nothing is known by its age."""
+        wall, at = self._wall(), self._clock()
+        if abs(wall - at - self._ahead_seconds) > STEP_SECONDS:
+            self._ahead_seconds, self._trusted_at = wall - at, at + STRANGER_SECONDS
+        return wall - beat > STRANGER_SECONDS and at >= self._trusted_at
 
     def own(self, path: Path, *, owned: bool) -> None:
         """Note that a file is kept here, or is no more; `save` makes it last."""

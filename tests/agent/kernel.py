@@ -34,6 +34,8 @@ class Kernel(Node):
     leaves: dict[str, Path] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     with_freezer: bool = False
+    compute: tuple[str, ...] = ("tfshm",)
+    vram: tuple[str, ...] = ("dmem",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,8 +79,9 @@ class Kernel(Node):
             live_use, live_use.tflops_of, live_use.index_of, self.root / "state",
             cgroup_of=lambda worker: self.path_of(worker.pod),
             memory_limits=NvmlMemoryLimits(), cgroup_root=self.cgroups, tfshm_root=self.root / "shm",
+            hamicore_root=self.root / "containers",
         )  # fmt: skip
-        enforcer = Enforcer(chosen_backend(around, ("tfshm",), ("dmem",)))
+        enforcer = Enforcer(chosen_backend(around, self.compute, self.vram))
         store = QuotaStore(self.root / "state")
         parts = Parts(self, self, enforcer, live_use, store, Exporter(gpus, 3600.0), gpus)
         if self.with_freezer:
