@@ -67,7 +67,7 @@ def _figures(metric: contract.Metric, values: Sequence[float | Durations]) -> Se
     return [figure for buckets, seconds in histograms for figure in (*buckets, buckets[-1], seconds)]
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=4_096)
 def _end_of_line(value: float) -> str:
     """Return a value as text; many rows have the same one, or the one they had before."""
     # Both zeros are equal, so they have one text.

@@ -1,18 +1,20 @@
 """What the node agent costs: CPU of a tick, a rendering and a scrape, over NVML's true ABI, 8 GPUs × 50 workers.
 
     python -m tests.benchmarks.bench_agent [--gpus 8] [--workers 50] [--ticks 60] [--seed 1]
+    python -m tests.benchmarks.bench_agent --process [--seconds 60]     # the whole agent, as a process of its own
 
-Times are CPU milliseconds of this process (the stand-in for the driver runs in it). A real driver takes time of its own
-for its calls; that is waiting, not CPU of the agent. Prints a table, then one line of JSON.
+Times are CPU milliseconds of this process (the stand-in for the driver runs in it); each tick finds new figures, of
+every worker at work. A real driver takes time of its own for its calls; that is waiting, not CPU of the agent. Prints a
+table, then one line of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import json
 import os
-import random
 import resource
 import statistics
 import tempfile
@@ -21,8 +23,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
+import pynvml
 import structlog.testing
 
 from agent.assemble import assemble
@@ -32,84 +36,15 @@ from agent.loop import Agent
 from agent.model.report import TickReport
 from agent.model.samples import Attribution
 from agent.settings import AgentSettings
-from autoscaler.contract.keys import QoS
-from autoscaler.contract.quota import DeviceQuota, QuotaDocument, QuotaStatus, WorkerQuota
+from autoscaler.contract.quota import QuotaStatus
 from tests.agent.faulty import Asked, Node, actuator_of, document
-from tests.agent.nvml_standin import STATE_VARIABLE, Device, NvmlStandIn, Process, State
+from tests.agent.nvml_standin import STATE_VARIABLE
+from tests.benchmarks import agent_process
+from tests.benchmarks.agent_fleet import Fleet
 
-GIB = 1024**3
 RENDER_EVERY_SECONDS = 5
-
-
-class Fleet:
-    """A node's devices, processes and pods in a directory, drawn from a seed."""
-
-    def __init__(self, root: Path, gpus: int, workers: int, seed: int) -> None:
-        self.root, self.gpus, self.workers = root, gpus, workers
-        self.random = random.Random(seed)
-        self.standin = NvmlStandIn(root)
-        self.names = [(gpu, number) for gpu in range(gpus) for number in range(workers)]
-        for gpu, number in self.names:
-            self._run(gpu, number)
-        (root / "pods.json").write_text(json.dumps([self._pod(*name) for name in self.names]), encoding="utf-8")
-
-    def stir(self) -> None:
-        """Give every process new use; about a third is idle."""
-        share = 180 // self.workers
-        processes = tuple(
-            Process(
-                gpu,
-                self.pid(gpu, number),
-                self.random.randrange(GIB),
-                max(0, self.random.randint(-share // 2, share)),
-                period_us=500,
-            )
-            for gpu, number in self.names
-        )
-        devices = tuple(
-            Device(f"GPU-{gpu}", "NVIDIA H100 80GB HBM3", 80 * GIB, 60 * GIB, 95) for gpu in range(self.gpus)
-        )
-        self.standin.write(State(devices, processes))
-
-    def document(self) -> QuotaDocument:
-        quotas = (
-            WorkerQuota(
-                self.uid(gpu, number),
-                "team",
-                f"pod-{gpu}-{number}",
-                f"work-{number}",
-                QoS.MEDIUM,
-                (DeviceQuota(f"GPU-{gpu}", 10.0, 100.0, GIB, 2 * GIB),),
-                "main",
-            )
-            for gpu, number in self.names
-        )
-        return QuotaDocument(1, 1, "node-1", tuple(quotas))
-
-    def pid(self, gpu: int, number: int) -> int:
-        return 1000 + gpu * self.workers + number
-
-    def uid(self, gpu: int, number: int) -> str:
-        return f"00000000-0000-0000-{gpu:04x}-{number:012x}"
-
-    def _container(self, gpu: int, number: int) -> str:
-        return f"{gpu:032x}{number:032x}"
-
-    def _pod(self, gpu: int, number: int) -> dict[str, object]:
-        return {
-            "uid": self.uid(gpu, number),
-            "namespace": "team",
-            "name": f"pod-{gpu}-{number}",
-            "labels": {"tensor-fusion.ai/workload": f"work-{number}"},
-            "containers": [{"name": "main", "id": self._container(gpu, number)}],
-        }
-
-    def _run(self, gpu: int, number: int) -> None:
-        directory = self.root / "proc" / str(self.pid(gpu, number))
-        directory.mkdir(parents=True)
-        (directory / "stat").write_text(f"1 (python) S {'0 ' * 18}100 {'0 ' * 30}\n", encoding="utf-8")
-        path = f"0::/kubepods/burstable/pod{self.uid(gpu, number)}/{self._container(gpu, number)}\n"
-        (directory / "cgroup").write_text(path, encoding="utf-8")
+TICK_SECONDS = 0.5
+RENDER_EVERY_TICKS = round(RENDER_EVERY_SECONDS / TICK_SECONDS)
 
 
 def cpu_ms(action: Callable[[], object]) -> float:
@@ -132,7 +67,7 @@ def quiet() -> Iterator[None]:
 
 
 def build(fleet: Fleet) -> tuple[Agent, Callable[[], float]]:
-    """Return the agent of the real parts, and its clock: one second a tick, so that rendering falls due as in life."""
+    """Return the agent of the real parts, and its clock; the exporter's counts ticks, so that it renders as in life."""
     os.environ[STATE_VARIABLE] = str(fleet.standin.state_file)
     # Loaded under its SONAME first, it is what nvidia-ml-py finds.
     ctypes.CDLL(str(fleet.standin.shared_object), ctypes.RTLD_GLOBAL)
@@ -145,11 +80,9 @@ def build(fleet: Fleet) -> tuple[Agent, Callable[[], float]]:
         render_seconds=RENDER_EVERY_SECONDS,
     )
     parts = assemble(settings).agent._parts
-    ticks = iter(range(10**9))
-    agent = Agent(
-        "node-1", replace(parts, exporter=Exporter(parts.gpus, RENDER_EVERY_SECONDS, clock=lambda: float(next(ticks))))
-    )
-    return agent, time.time
+    ticks = count()
+    exporter = Exporter(parts.gpus, RENDER_EVERY_SECONDS, clock=lambda: next(ticks) * TICK_SECONDS)
+    return Agent("node-1", replace(parts, exporter=exporter)), time.time
 
 
 def measure(fleet: Fleet, ticks: int) -> dict[str, list[float]]:
@@ -159,14 +92,15 @@ def measure(fleet: Fleet, ticks: int) -> dict[str, list[float]]:
     answer = agent.put(fleet.document(), clock())
     assert isinstance(answer, QuotaStatus), answer
     agent.exposition(openmetrics=True)
-    for _ in range(RENDER_EVERY_SECONDS + 1):
+    for _ in range(RENDER_EVERY_TICKS + 1):
         # The labels of new workers are written once; what is measured is the ticks that follow.
         agent.tick(clock())
     parts = agent._parts
     times: dict[str, list[float]] = {name: [] for name in ("tick", "sample", "attribute", "render", "scrape")}
-    for tick in range(ticks):
-        if tick % 10 == 0:
-            fleet.stir()
+    gc.freeze()  # As the agent does before it serves.
+    for _ in range(ticks):
+        fleet.stir()
+        pynvml.nvmlSystemGetDriverVersion()  # The stand-in takes up its new state.
         time.sleep(0.002)  # Lets the driver's sample period end.
         times["tick"].append(cpu_ms(lambda: agent.tick(clock())))
         time.sleep(0.002)
@@ -198,7 +132,7 @@ def agent_report(agent: Agent) -> TickReport:
     """Return the report of the agent's last tick, by standing where its exporter stands."""
 
     class Catch:
-        def count(self, attribution, throttled):
+        def count(self, attribution, throttled, beyond):
             return True
 
         def render(self, report):
@@ -273,7 +207,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("gpus", 8), ("workers", 50), ("ticks", 60), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--process", action="store_true", help="measure the whole agent as a process of its own")
+    parser.add_argument("--seconds", type=float, default=60.0, help="with --process: for how long")
     args = parser.parse_args()
+    if args.process:
+        figures = agent_process.measure(args.gpus, args.workers, args.seconds)
+        print("\n".join(f"  {name:<24} {figure:10.2f}" for name, figure in figures.items()))
+        print(json.dumps(figures))
+        return
     with tempfile.TemporaryDirectory() as root, quiet():
         times = measure(Fleet(Path(root), args.gpus, args.workers, args.seed), args.ticks)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
