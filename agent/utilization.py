@@ -8,8 +8,9 @@ be longer than a tick: a sample is shown for as long as it covers, so that who a
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -131,11 +132,13 @@ def _gaps(published: Iterable[int]) -> list[int]:
 def _means(samples: Iterable[UtilizationSample], start_us: int) -> dict[int, float]:
     """Weigh each sample with the time since the process's sample before it (the first: since the window's start)."""
     by_pid: dict[int, list[UtilizationSample]] = defaultdict(list)
-    for sample in sorted(samples, key=lambda sample: sample.at_us):
+    for sample in sorted(samples, key=attrgetter("at_us")):
         by_pid[sample.pid].append(sample)
-    means = {}
-    for pid, own in by_pid.items():
-        starts = [start_us, *(sample.at_us for sample in own)]
-        percent_us = sum(s.sm_percent * (s.at_us - before) for s, before in zip(own, starts, strict=False))
-        means[pid] = min(1.0, percent_us / (own[-1].at_us - start_us) / 100)
-    return means
+    # One alone speaks for all of its period, however long that is.
+    return {pid: own[0].sm_percent / 100 if len(own) == 1 else _mean(own, start_us) for pid, own in by_pid.items()}
+
+
+def _mean(samples: Sequence[UtilizationSample], start_us: int) -> float:
+    starts = [start_us, *(sample.at_us for sample in samples)]
+    percent_us = sum(s.sm_percent * (s.at_us - before) for s, before in zip(samples, starts, strict=False))
+    return min(1.0, percent_us / (samples[-1].at_us - start_us) / 100)
