@@ -169,5 +169,5 @@ def _list(calls: Calls, device: Device, tick: Tick, active: frozenset[int], used
         moved = active != before.active and not is_within(since, MOVED_SECONDS)
         if not (grown or moved or unknown - before.active):
             return
-    device.listed = list_processes(calls, device, active, before)
+    device.listed = list_processes(calls, device, tick.now, active, before)
     device.listed_at, device.listed_bytes = tick.now, used_bytes

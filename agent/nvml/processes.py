@@ -1,7 +1,7 @@
 """Who is on a device, by NVML's process lists, and what CUDA MPS hides of it.
 
 The lists cost the driver a lock for milliseconds, so they are read less often than utilization; the one of graphics
-processes is the dearest and mostly empty, so it is read once in many lists, or when somebody computes whom the others
+processes is the dearest and mostly empty, so it is read twice a minute, or when somebody computes whom the others
 do not name. MPS runs its clients' kernels in one server process, and drivers may count all of them as the server's:
 then a client's utilization is not known, which is not idle.
 """
@@ -16,7 +16,7 @@ from typing import Final
 from agent.model.samples import ProcessUse
 from agent.nvml.calls import Asked, Calls, UnansweredError
 
-GRAPHICS_EVERY_LISTS: Final = 10
+GRAPHICS_SECONDS: Final = 30.0
 MPS_SERVER: Final = "nvidia-cuda-mps-server"
 MPS_HIDES: Final = "MPS: the driver counts the clients' compute as their server's, so no client's is known"
 
@@ -28,8 +28,8 @@ class Listed:
     """The processes of a device by pid with their VRAM in bytes, None where the driver can't tell.
 
     `clients` are MPS's, `servers` theirs; `shown` tells whether the driver ever gave a client a sample of its own.
-    `active` are the pids that were computing then. `graphics` only draw; `names` are those of all but
-    the `nameless`, which the driver did not tell.
+    `active` are the pids that were computing then. `graphics` only draw, and were read at `graphics_at`; `names` are
+    those of all but the `nameless`, which the driver did not tell.
     """
 
     vram_by_pid: Mapping[int, int | None]
@@ -38,12 +38,14 @@ class Listed:
     servers: frozenset[int] = _NOBODY
     shown: bool = False
     graphics: Mapping[int, int | None] | None = None
-    graphics_in_lists: int = 0
+    graphics_at: float = 0.0
     names: Mapping[int, str] | None = None
     nameless: frozenset[int] = _NOBODY
 
 
-def list_processes(calls: Calls, device: Asked, active: frozenset[int], before: Listed | None) -> Listed | None:
+def list_processes(
+    calls: Calls, device: Asked, now: float, active: frozenset[int], before: Listed | None
+) -> Listed | None:
     """Return the processes of a device, None where it can't list them; `active` are those that compute now."""
     known = calls.ask(device, "nvmlDeviceGetComputeRunningProcesses_v3")
     if known is None:
@@ -53,14 +55,14 @@ def list_processes(calls: Calls, device: Asked, active: frozenset[int], before: 
     except UnansweredError:
         return None
     computing = _joined(known, clients)
-    graphics, lists_left = _graphics(calls, device, before, active - computing.keys())
+    graphics, graphics_at = _graphics(calls, device, now, before, active - computing.keys())
     names = _names(calls, device, computing, (before.names if before is not None else None) or {})
     servers = frozenset(pid for pid, name in names.items() if name.rpartition("/")[2] == MPS_SERVER)
     of_mps = frozenset(clients) - servers
     shown = bool(of_mps & active) or (before is not None and before.shown and bool(of_mps))
     nameless = frozenset(computing.keys() - names.keys())
     return Listed(
-        _joined(graphics or {}, computing), active, of_mps, servers, shown, graphics, lists_left, names, nameless
+        _joined(graphics or {}, computing), active, of_mps, servers, shown, graphics, graphics_at, names, nameless
     )  # fmt: skip
 
 
@@ -114,15 +116,16 @@ def _joined(first: Mapping[int, int | None], second: Mapping[int, int | None]) -
 
 
 def _graphics(
-    calls: Calls, device: Asked, before: Listed | None, unlisted: frozenset[int]
-) -> tuple[Mapping[int, int | None] | None, int]:
-    """Return the graphics processes, as they were or read anew, and after how many lists to read them again.
+    calls: Calls, device: Asked, now: float, before: Listed | None, unlisted: frozenset[int]
+) -> tuple[Mapping[int, int | None] | None, float]:
+    """Return the graphics processes, as they were or read anew, and when they were read.
 
     `unlisted` compute, and are in no other list: they are looked for at once.
     """
-    if before is not None and before.graphics_in_lists > 0 and not unlisted - (before.graphics or {}).keys():
-        return before.graphics, before.graphics_in_lists - 1
-    return calls.ask(device, "nvmlDeviceGetGraphicsRunningProcesses_v3"), GRAPHICS_EVERY_LISTS - 1
+    is_due = before is None or not 0.0 <= now - before.graphics_at < GRAPHICS_SECONDS
+    if before is not None and not is_due and not unlisted - (before.graphics or {}).keys():
+        return before.graphics, before.graphics_at
+    return calls.ask(device, "nvmlDeviceGetGraphicsRunningProcesses_v3"), now
 
 
 def _names(calls: Calls, device: Asked, pids: Iterable[int], known: Mapping[int, str]) -> dict[int, str]:
