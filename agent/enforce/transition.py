@@ -57,6 +57,8 @@ class Enforcer:
         self.capabilities = backend.probe()
         self._held: dict[WorkerKey, _Held] = {}
         self._attempts: list[Applied] = []
+        self._cleared: tuple[frozenset[WorkerKey], frozenset[WorkerId]] | None = None
+        """Whose shares and who was present when all others had been released; None while one is left to release."""
 
     def take_attempts(self) -> tuple[Applied, ...]:
         """Return what was put into force, or was refused, since the last call; a repeated refusal counts once."""
@@ -129,6 +131,11 @@ class Enforcer:
         return applied
 
     def _release_others(self, keyed: Mapping[WorkerKey, Share], present: Collection[WorkerId]) -> None:
+        """Release who left; limits come into force of workers with shares or present only, so not without a change."""
+        found = frozenset(keyed), frozenset(present)
+        if found == self._cleared:
+            return
+        self._cleared = found
         others = (self.backend.in_force().keys() | self._held.keys()) - keyed.keys()
         for key in sorted(key for key in others if key[:2] not in present):
             try:
@@ -136,6 +143,7 @@ class Enforcer:
             except OSError as error:
                 observed = Observed(vram_limit_bytes=self.backend.in_force().get(key))
                 self._attempts.append(Applied(self.capabilities.vram, observed, f"ReleaseFailed: {key}: {error}"))
+                self._cleared = None
                 continue
             self._held.pop(key, None)
 

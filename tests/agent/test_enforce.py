@@ -146,6 +146,34 @@ def test_limits_of_a_vanished_worker_are_released_before_others_grow():
     assert backend.in_force() == {("b", "main", GPU): 100}
 
 
+def test_a_worker_that_runs_on_without_a_share_is_released_when_it_leaves():
+    backend = Audited()
+    enforcer = Enforcer(backend)
+    enforce(enforcer, share("a", 70), share("b", 30))
+    both = {("a", "main"), ("b", "main")}
+    for present, held in ((both, {"a", "b"}), (both, {"a", "b"}), ({("b", "main")}, {"b"})):
+        enforcer.enforce([share("b", 30)], {GPU: TOTAL}, present)
+        assert {key[0] for key in backend.in_force()} == held
+
+
+def test_a_release_that_failed_is_tried_again_although_nothing_changed():
+    class Stubborn(Audited):
+        refusals = 2
+
+        def release(self, key):
+            if self.refusals:
+                self.refusals -= 1
+                raise OSError(5, "Input/output error")
+            super().release(key)
+
+    backend = Stubborn()
+    enforcer = Enforcer(backend)
+    enforce(enforcer, share("a", 70), share("b", 30))
+    for held in ({"a", "b"}, {"a", "b"}, {"b"}):
+        enforce(enforcer, share("b", 30))
+        assert {key[0] for key in backend.in_force()} == held
+
+
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60), st.sampled_from(QoS)), max_size=4), max_size=6),
     st.data(),
