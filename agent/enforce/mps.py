@@ -11,7 +11,9 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,16 +21,27 @@ from agent.enforce.actuator import Part, Surroundings, each_part
 from agent.enforce.backend import Capabilities
 from agent.model.applied import Applied
 from agent.model.limits import LimitError
-from agent.model.samples import Worker, WorkerKey
+from agent.model.samples import Worker, WorkerId, WorkerKey
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DeviceQuota, Observed
 
 PROGRAM: Final = "nvidia-cuda-mps-control"
 ANSWER_SECONDS: Final = 5.0
+SILENT_SECONDS: Final = 60.0
+"""One that did not answer is not asked again for so long, unless it was started anew: each time is a process."""
 CONTROL_PIPE: Final = "control"
 """What the daemon makes in its folder while it runs."""
 _MIB: Final = 1 << 20
 _REACHED: Final = Capabilities(Effect.NEXT_PROCESS, Effect.NEXT_PROCESS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Silent:
+    """A daemon that did not answer: when its pipe was made (ns), when it was asked (seconds), and why not."""
+
+    made_at: int
+    asked_at: float
+    reason: str
 
 
 class MpsActuator:
@@ -36,8 +49,9 @@ class MpsActuator:
 
     name = "mps"
 
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
+    def __init__(self, around: Surroundings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._around, self._clock = around, clock
+        self._silent: dict[WorkerId, _Silent] = {}
 
     def probe(self) -> Capabilities:
         """Return whether MPS can be told anything here."""
@@ -51,9 +65,18 @@ class MpsActuator:
         if self._around.index_of(uuid) is None:
             return _out(f"the driver's index of {uuid} is not known yet")
         try:
-            self._ask(worker, "get_default_active_thread_percentage")
+            made_at = self._made_at(worker)
         except OSError as error:
             return _out(str(error))
+        silent = self._silent.get(worker.id)
+        if silent and silent.made_at == made_at and self._clock() - silent.asked_at < SILENT_SECONDS:
+            return _out(silent.reason)
+        try:
+            self._ask(worker, "get_default_active_thread_percentage")
+        except OSError as error:
+            self._silent[worker.id] = _Silent(made_at, self._clock(), str(error))
+            return _out(str(error))
+        self._silent.pop(worker.id, None)
         return _REACHED
 
     def observe(self, worker: Worker, uuid: str) -> Observed:  # noqa: ARG002  nothing can be read back
@@ -102,6 +125,18 @@ class MpsActuator:
         commands += [f"set_{what} {server} {value}" for server in servers if server.isdecimal()]
         for command in commands:
             self._ask(worker, command)
+
+    def _made_at(self, worker: Worker) -> int:
+        """Return when the worker's daemon made its pipe, in nanoseconds.
+
+        Raises:
+            OSError: there is none.
+        """
+        folder = self._folder(worker)
+        try:
+            return (folder / CONTROL_PIPE).stat().st_ctime_ns
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no daemon in {folder}") from None
 
     def _ask(self, worker: Worker, command: str) -> str:
         """Return the daemon's answer.

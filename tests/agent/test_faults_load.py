@@ -36,11 +36,12 @@ class Pulse(threading.Thread):
     def __init__(self, paths: list[Path]) -> None:
         super().__init__(daemon=True)
         self.paths, self.longest, self.beats = paths, 0.0, 0
-        self.done = threading.Event()
+        self.ready, self.done = threading.Event(), threading.Event()
 
     def run(self) -> None:
         files = [open_state(path) for path in self.paths]
         slots = [slots_of(file)[GPU.lower()] for file in files]
+        self.ready.set()
         seen = [(slot.f64(LAST_UPDATE), time.monotonic()) for slot in slots]
         while not self.done.wait(0.01):
             at = time.monotonic()
@@ -71,6 +72,63 @@ def test_the_heart_beats_on_while_five_hundred_workers_are_given_new_limits(tmp_
     assert pulse.beats > 3
     assert pulse.longest < 1.0
     assert all(one.devices[0].applied for one in agent.state().workers)
+
+
+VANDAL = """
+import os, random, sys, time
+from agent.enforce.tfshm_layout import IS_ACTIVE, MEM_LIMIT, REFILL_RATE, TOKENS, UP_LIMIT, open_state, slots_of
+slots = [slots_of(open_state(path))["gpu-0"] for path in map(__import__("pathlib").Path, sys.argv[1:])]
+print("at work", flush=True)
+end = time.monotonic() + 30
+while time.monotonic() < end and os.getppid() != 1:
+    for slot in slots:
+        slot.put_u64(MEM_LIMIT, 79 << 30)
+        slot.put_u32(UP_LIMIT, 100)
+        slot.put_f64(TOKENS, 1e18)
+        slot.put_f64(REFILL_RATE, 1e18)
+        slot.put_u32(IS_ACTIVE, 0)
+    time.sleep(0.002)
+"""
+
+
+def test_tenants_that_rewrite_their_files_all_the_time_are_put_right_and_told_on_among_five_hundred(
+    tmp_path: Path,
+) -> None:
+    names = tuple(f"w{number}" for number in range(MANY))
+    node = Node(tmp_path, names)
+    agent = node.start()
+    node.tick(agent)
+    asked = document(1, *(Asked(name, 0.1, 0.15, 10.0) for name in names))
+    assert isinstance(agent.put(asked, node.at), QuotaStatus)
+    honest, before = node.limits(), actuator_of(agent).restored()
+    culprits = names[:3]
+    watched = (names[0], names[MANY // 2], names[-1])
+    command = [sys.executable, "-c", VANDAL, *(str(node.file(name)) for name in culprits)]
+    pulse = Pulse([node.file(name) for name in watched])
+    pulse.start()
+    assert pulse.ready.wait(30)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as vandal:
+        assert vandal.stdout is not None
+        assert vandal.stdout.readline().strip() == "at work"
+        counted = []
+        with structlog.testing.capture_logs() as told:
+            for _ in range(6):
+                node.tick(agent)
+                counted.append(actuator_of(agent).restored())
+        pulse.done.set()
+        pulse.join()
+        vandal.kill()
+    assert pulse.longest < 1.0
+    # At each tick something was found and put right, and it is said whose.
+    assert before < counted[0]
+    assert sorted(set(counted)) == counted
+    paths = {str(entry["path"]) for entry in told if entry["event"] == "limits_restored"}
+    assert paths == {str(node.file(name)) for name in culprits}
+    node.tick(agent)
+    node.check()
+    assert node.limits() == honest
+    assert all(one.devices[0].applied for one in agent.state().workers)
+    agent.close()
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import inspect
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -123,6 +125,7 @@ class Card:
     def __init__(self, root: Path, standin: NvmlStandIn) -> None:
         self.at, self.ticks, self.standin = T0, 0, standin
         self.errors: tuple[Error, ...] = ()
+        self.devices = DEVICES
         self.source = NvmlSource(LIST_SECONDS, REPROBE_SECONDS)
         self.crew = {name: Worker(f"uid-{name}", "ns", name, "main", "load", QoS.HIGH) for name, _ in OWNERS.values()}
         live_use, gpus = LastUse(), load_gpu_table()
@@ -162,7 +165,7 @@ class Card:
                 Instance("MIG-b", DIVIDED, 2, 60, 3, 40 * GIB, 3 * GIB, clock // 4, clock),
             )
             samples = tuple(Sample(device, pid, round(self.at * 1e6), percent) for device, pid, percent in BUSY)
-            self.standin.write(State(DEVICES, PROCESSES, samples, self.errors, instances))
+            self.standin.write(State(self.devices, PROCESSES, samples, self.errors, instances))
             self.agent.tick(self.at)
 
     def try_tick(self, *, is_fatal: bool = False) -> None:
@@ -352,3 +355,20 @@ def test_a_lost_gpu_takes_the_series_of_its_workers_along_and_nobody_elses(card:
         card.errors = ()
         card.tick(4)
         assert card.figures() == truth
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_nothing_to_criticise_in_the_page_of_a_node_with_mig_errors_and_an_unknown_model(
+    card: Card,
+) -> None:
+    card.devices = (*DEVICES, Device("GPU-x", "NVIDIA X9000", 12 * GIB, GIB, 10))
+    at_work(card)
+    card.errors = (Error("nvmlDeviceGetSamples", CODES["timeout"], WHOLE),)
+    card.tick(2)
+    page = card.page()
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], check=False, input=page.encode(), capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert {'gpu_uuid="MIG-a"', 'gpu_uuid="GPU-x"', 'code="timeout"'} <= set(re.findall(r'\w+="[^"]*"', page))
+    assert not re.search(r'compute_capacity_tflops\{.*"GPU-x"', page)

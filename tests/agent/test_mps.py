@@ -115,6 +115,28 @@ def test_a_refusal_is_told_with_the_programs_own_words(make: Make, folder: Path)
     assert "get_default_active_thread_percentage" in found.reason
 
 
+def test_a_daemon_that_does_not_answer_is_left_alone_for_a_minute_or_until_it_is_started_anew(
+    make: Make, folder: Path
+) -> None:
+    actuator, now = make(), [0.0]
+    actuator._clock = lambda: now[0]
+    (folder / "percentage").unlink()
+
+    def asked() -> int:
+        return (folder / "told").read_text().count("get_default")
+
+    counts = []
+    for seconds in (0.0, 1.0, 59.0, 61.0, 62.0):
+        now[0] = seconds
+        assert "refused" in actuator.reach(ONE, GPU).reason
+        counts.append(asked())
+    assert counts == [1, 1, 1, 2, 2]
+    (folder / "percentage").write_text("100.0\n")
+    (folder / "control").unlink()
+    (folder / "control").touch()
+    assert actuator.reach(ONE, GPU).compute is Effect.NEXT_PROCESS
+
+
 def test_a_node_without_mps_says_so(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert make().probe().compute is Effect.NEXT_PROCESS
     assert "no worker has a daemon" in make(mps_root=tmp_path / "none").probe().reason
