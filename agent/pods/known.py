@@ -6,10 +6,13 @@ quota document names is known in any case. The devices that the kubelet gave go 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+import structlog
 
 from agent.kubeapi import KubeApi
 from agent.kubelet import sockets
@@ -23,6 +26,9 @@ from agent.pods.local import LocalPods
 from agent.pods.placed import PlacedPods
 from agent.pods.watch import PodWatch
 
+_log = structlog.get_logger(__name__)
+ANEW_SECONDS: Final = 30.0
+
 
 class Follower(Protocol):
     """Something that follows what happens, in a task."""
@@ -30,6 +36,22 @@ class Follower(Protocol):
     async def run(self) -> None:
         """Follow until cancelled."""
         ...
+
+
+class Kept:
+    """Begins a follower anew when something ends it that nobody thought of: stale pods are worse than a trace."""
+
+    def __init__(self, follower: Follower) -> None:
+        self.follower = follower
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        while True:
+            try:
+                await self.follower.run()
+            except Exception:  # noqa: BLE001  nobody thought of it, so nobody can name it
+                _log.exception("follower_ended", then="it is begun anew")
+            await asyncio.sleep(ANEW_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +85,7 @@ def node_pods(places: Places, document: PodSource, clock: Callable[[], float]) -
         allocated = AllocatedDevices(places.kubelet / sockets.POD_RESOURCES, claims)
         followers.append(allocated)
         sources = tuple(PlacedPods(source, allocated) for source in sources)
-    return NodePods(sources, tuple(followers), followed.exits if followed is not None else None)
+    return NodePods(sources, tuple(map(Kept, followers)), followed.exits if followed is not None else None)
 
 
 def _followed(places: Places) -> FollowedPods | None:
