@@ -8,7 +8,7 @@ driver that was reloaded is the source's to take up again. Neighbours: `source` 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Protocol
 
 import pynvml
@@ -80,8 +80,8 @@ class Calls:
         self._durations: defaultdict[str, DurationRecorder] = defaultdict(DurationRecorder)
         self._errors: Counter[tuple[str, str]] = Counter()
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Call NVML; count its time, and its error unless it only says that nothing happened.
+    def call(self, name: str, *args: Any, quiet: Collection[int] = ()) -> Any:
+        """Call NVML; count its time, and its error unless it only says that nothing happened, or is a `quiet` one.
 
         Raises:
             NVMLError: as NVML says.
@@ -90,7 +90,7 @@ class Calls:
         try:
             return (self._arrays.get(name) or getattr(pynvml, name))(*args)
         except pynvml.NVMLError as error:
-            if error.value not in QUIET.get(name, ()):
+            if error.value not in QUIET.get(name, ()) and error.value not in quiet:
                 self._errors[name, CODES.get(error.value, str(error.value))] += 1
             raise
         finally:

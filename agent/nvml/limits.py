@@ -90,7 +90,8 @@ class NvmlMemoryLimits:
 
     def _initialized(self, name: str, *args: object) -> Any:
         try:
-            return self._calls.call(name, *args)
+            # Before the first sample it is nobody's failure that the library was not taken up.
+            return self._calls.call(name, *args, quiet=(pynvml.NVML_ERROR_UNINITIALIZED,))
         except pynvml.NVMLError_Uninitialized:
             self._calls.call("nvmlInit")
             return self._calls.call(name, *args)
