@@ -44,13 +44,21 @@ class AtTick:
         return self._workers
 
 
-def placed_by(document: QuotaDocument | None, workers: Iterable[Worker]) -> set[WorkerKey]:
-    """Return where pods and quotas place workers; an empty container is the only one of its pod."""
-    placed = {(*worker.id, uuid) for worker in workers for uuid in worker.devices}
-    if document is not None:
-        for entry in document.quotas:
-            placed.update((entry.pod_uid, entry.container, quota.uuid) for quota in entry.devices)
-    return placed
+class Placed:
+    """Where pods and quotas place workers, read again only when one of them changed."""
+
+    def __init__(self) -> None:
+        self._source: tuple[QuotaDocument | None, tuple[Worker, ...]] | None = None
+        self._places: _Seen = frozenset()
+
+    def by(self, document: QuotaDocument | None, workers: tuple[Worker, ...]) -> frozenset[WorkerKey]:
+        """Return the (pod_uid, container, uuid); an empty container is the only one of its pod."""
+        if self._source is None or self._source[0] is not document or self._source[1] is not workers:
+            entries = document.quotas if document is not None else ()
+            asked = ((entry.pod_uid, entry.container, quota.uuid) for entry in entries for quota in entry.devices)
+            born = ((*worker.id, uuid) for worker in workers for uuid in worker.devices)
+            self._source, self._places = (document, workers), frozenset((*born, *asked))
+        return self._places
 
 
 def attribute(
@@ -84,6 +92,10 @@ def attribute(
     seen = busy.union(idle)
     # The same set is the same object, so that who compares it next is done at once.
     return Attribution(sample.at, tuple(uses), tuple(rest), before if seen == before else seen)
+
+
+def _joined(before: _Seen, placed: _Seen) -> _Seen:
+    return before if placed <= before else before | placed
 
 
 def _by_worker(device: DeviceSample, directory: ProcessDirectory) -> _Groups:

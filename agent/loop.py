@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import structlog
 
-from agent.attribute import AtTick, attribute, placed_by
+from agent.attribute import AtTick, Placed, attribute
 from agent.enforce.live import LastUse
 from agent.enforce.nearness import Nearness
 from agent.enforce.preempting import Preempting
@@ -39,6 +39,7 @@ from agent.model.samples import (
 )
 from agent.quotas.audit import changes
 from agent.quotas.check import Capacity, Denial, check_document, refuse
+from agent.quotas.generations import Generations
 from agent.quotas.states import device_infos, worker_states
 from agent.quotas.store import QuotaStore, StoreError
 from autoscaler.contract.keys import Effect
@@ -97,7 +98,7 @@ class Agent:
         self._layout: Layout | None = None
         self._lending, self._signs = Lending(), Signs(parts.witness, parts.exits, parts.throttled)
         self._devices: dict[str, DeviceSample] = {}
-        self._generations: dict[WorkerKey, int] = {}
+        self._placed, self._generations = Placed(), Generations()
         self._sample_seconds, self._apply_seconds = DurationRecorder(), DurationRecorder()
         self._applies: Counter[tuple[str, str, str]] = Counter()
         self._overruns = 0
@@ -121,10 +122,11 @@ class Agent:
                 raise
             directory = AtTick(self._parts.directory)
             previous = self._scene.attribution if self._scene is not None else None
-            attribution = attribute(sample, directory, previous, placed_by(self._document, directory.workers()))
-            self._settle(sample, attribution, directory.workers())
-            self._read_signs(now)
-            self._export(now)
+            placed = self._placed.by(self._document, directory.workers())
+            attribution = attribute(sample, directory, previous, placed)
+            scene = self._settle(sample, attribution, directory.workers())
+            self._signs.tick(now, scene.applied, sample, self._parts.live_use.tflops_of)
+            self._export(scene, now)
 
     def watch(self) -> None:
         """Between ticks: read again what is held on devices where somebody is near its VRAM limit."""
@@ -216,7 +218,7 @@ class Agent:
     def _document(self) -> QuotaDocument | None:
         return self._parts.store.document
 
-    def _settle(self, sample: NodeSample, attribution: Attribution, workers: tuple[Worker, ...]) -> None:
+    def _settle(self, sample: NodeSample, attribution: Attribution, workers: tuple[Worker, ...]) -> _Scene:
         """Govern and enforce, from what was measured and what is desired."""
         tflops = self._tflops()
         self._parts.live_use.update(attribution, sample, tflops)
@@ -240,10 +242,12 @@ class Agent:
         if self._parts.preempting is not None:
             self._parts.preempting.turn(sample, attribution, shares, applied, tflops)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
-        self._scene = _Scene(sample, attribution, workers, (wanted, room_of), granted, shares, applied, unasked)
+        scene = _Scene(sample, attribution, workers, (wanted, room_of), granted, shares, applied, unasked)
+        self._scene = scene
         if self._parts.nearness is not None:
             self._parts.nearness.note(applied)
-        self._note_generations(layout, applied)
+        self._generations.note(self._document, layout, applied)
+        return scene
 
     def _count(self, attempts: tuple[Applied, ...], seconds: float) -> None:
         backend = self._parts.enforcer.backend
@@ -257,24 +261,9 @@ class Agent:
             if attempt.reason:
                 _log.warning("quota_not_in_force", reason=attempt.reason)
 
-    def _read_signs(self, now: float) -> None:
-        if self._scene is not None:
-            self._signs.tick(now, self._scene.applied, self._scene.sample, self._parts.live_use.tflops_of)
-
-    def _note_generations(self, layout: Layout, applied: Mapping[WorkerKey, Applied]) -> None:
-        if self._document is None:
-            return
-        newest, before = self._document.generation, self._generations
-        named = {entry.pod_uid for entry in self._document.quotas}
-        keys = [key for key in layout.places if key[0] in named]
-        after = {key: newest if applied[key].in_force else before.get(key) for key in keys}
-        self._generations = {key: generation for key, generation in after.items() if generation is not None}
-
-    def _export(self, now: float) -> None:
+    def _export(self, scene: _Scene, now: float) -> None:
         """Count the tick; put together what is to be shown of it only when a rendering is due."""
-        scene, exporter = self._scene, self._parts.exporter
-        assert scene is not None
-        throttled = self._signs.throttled()
+        exporter, throttled = self._parts.exporter, self._signs.throttled()
         if not exporter.count(scene.attribution, throttled, self._signs.beyond()):
             return
         backend = self._parts.enforcer.backend
@@ -287,7 +276,7 @@ class Agent:
             desired={(*share.worker.id, share.quota.uuid): share.quota for share in scene.shares},
             observed={key: one.observed for key, one in (*scene.applied.items(), *scene.unasked.items())},
             generation=self._document.generation if self._document is not None else None,
-            applied=dict(self._generations),
+            applied=self._generations.reached(),
             throttled=throttled,
             ooms=self._signs.ooms(scene.applied),
             bypassed=self._signs.bypassed(),
