@@ -85,20 +85,22 @@ _Crew: TypeAlias = Sequence[tuple[_Past, DeviceQuota, Metered]]
 
 def _judged(crew: _Crew, at: float, decay: float, capacity: float) -> list[Metered]:
     """Return what was seen of a device's workers with what they may have been kept from; remember it."""
-    amounts = [_used(quota, one) for _, quota, one in crew]
+    # Use that is not known may be all that is allowed.
+    amounts = [quota.tflops_limit if one.tflops_used is None else one.tflops_used for _, quota, one in crew]
     work = AT_WORK_RATIO * capacity
-    rising = [_rises(past, amount, work) for (past, _, _), amount in zip(crew, amounts, strict=True)]
+    rising = [amount > work and _rises(past, amount) for (past, _, _), amount in zip(crew, amounts, strict=True)]
     short = _short(crew, amounts, rising, capacity)
     judged = []
     for (past, quota, one), amount, rises, is_short in zip(crew, amounts, rising, short, strict=True):
         if is_short:
             past.claims_until = at + LAG_SECONDS
-        elif not _holds(past.claims_until, at):
+        elif past.claims_until and not _holds(past.claims_until, at):
             past.claims_until = 0.0
         limit = quota.tflops_limit if one.effective_tflops is None else one.effective_tflops
         if limit <= past.lowest or not _holds(past.lowest_until, at):
             past.lowest, past.lowest_until = limit, at + LAG_SECONDS
-        past.used, past.peak = amount, max(amount, decay * past.peak)
+        peak = decay * past.peak
+        past.used, past.peak = amount, max(amount, peak)
         request, claims = quota.tflops_request, past.claims_until > 0.0
         least = request if claims else min(request, PEAK_RATIO * past.peak) if amount else 0.0
         judged.append(Metered(one.tflops_used, past.lowest, one.is_movable, least, claims, rises))
@@ -123,16 +125,11 @@ def _short(crew: _Crew, amounts: Sequence[float], rising: Sequence[bool], capaci
     ]
 
 
-def _rises(past: _Past, amount: float, work: float) -> bool:
-    """Return whether a worker does more than use wavers: much more than just before, and than lately."""
-    return amount > max(GROWTH_RATIO * (past.used or 0.0), work) and (not past.used or amount > past.peak)
+def _rises(past: _Past, amount: float) -> bool:
+    """Return whether a worker at work does more than use wavers: much more than just before, and than lately."""
+    return not past.used or (amount > GROWTH_RATIO * past.used and amount > past.peak)
 
 
 def _holds(until: float, at: float) -> bool:
     # A clock that was set back would have it hold until it is where it was.
     return 0.0 < until - at <= LAG_SECONDS
-
-
-def _used(quota: DeviceQuota, one: Metered) -> float:
-    """Return the use in TFLOPs; one that is not known may be all that it is allowed."""
-    return quota.tflops_limit if one.tflops_used is None else one.tflops_used

@@ -111,10 +111,9 @@ _Crew: TypeAlias = Sequence[tuple[Share, Metered, Credit | None]]
 
 def _ceiling(share: Share, credit: Credit | None) -> float:
     """Return the limit that a worker may have on a device with room: for some, bursts need credit."""
-    limit, request = share.quota.tflops_limit, share.quota.tflops_request
-    if credit is None or not credit.spent or share.worker.qos not in ONLY_ON_CREDIT or request <= 0.0:
-        return limit
-    return min(request, limit)
+    quota = share.quota
+    is_poor = credit is not None and credit.spent and share.worker.qos in ONLY_ON_CREDIT
+    return min(quota.tflops_request, quota.tflops_limit) if is_poor and quota.tflops_request > 0 else quota.tflops_limit
 
 
 def _wants(share: Share, one: Metered, ceiling: float) -> float:
@@ -122,7 +121,9 @@ def _wants(share: Share, one: Metered, ceiling: float) -> float:
     used, under = one.tflops_used, one.effective_tflops
     if used is None or used >= SATURATED_RATIO * (share.quota.tflops_limit if under is None else under):
         return ceiling
-    return min(ceiling, max(GROWTH_RATIO * used, one.least_tflops))
+    wanted = GROWTH_RATIO * used
+    wanted = max(one.least_tflops, wanted)
+    return min(ceiling, wanted)
 
 
 def _divide(crew: _Crew, total: float) -> tuple[list[float], list[float | None]]:
@@ -131,7 +132,9 @@ def _divide(crew: _Crew, total: float) -> tuple[list[float], list[float | None]]
     wants = [_wants(share, one, ceiling) for (share, one, _), ceiling in zip(crew, ceilings, strict=True)]
     free = total - sum(wants)
     if free >= 0.0:
-        return _let_rise(crew, ceilings, [want + free for want in wants]), _unknown(len(crew))
+        if any(one.claims for _, one, _ in crew):
+            ceilings = _let_rise(crew, ceilings, [want + free for want in wants])
+        return ceilings, _unknown(len(crew))
     requests = [share.quota.tflops_request for share, _, _ in crew]
     levels = levels_of([share.worker.qos for share, _, _ in crew])
     inside = list(map(min, wants, requests))
@@ -155,9 +158,7 @@ def _divide(crew: _Crew, total: float) -> tuple[list[float], list[float | None]]
 
 
 def _let_rise(crew: _Crew, ceilings: list[float], rooms: Sequence[float]) -> list[float]:
-    """Return the ceilings; while somebody claims its request, who rises gets what is free and no more for a tick."""
-    if not any(one.claims for _, one, _ in crew):
-        return ceilings
+    """Return the ceilings where somebody claims its request: who rises gets what is free and no more for a tick."""
     return [
         min(ceiling, max(room, share.quota.tflops_request)) if one.rises else ceiling
         for (share, one, _), ceiling, room in zip(crew, ceilings, rooms, strict=True)

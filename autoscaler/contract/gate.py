@@ -50,7 +50,7 @@ class Gate:
         elapsed = 0.0 if self.seen_at is None else at - self.seen_at
         before = vram_bytes if self.vram_bytes is None else self.vram_bytes
         self.reference = max(compute, self.reference * REFERENCE_DECAY ** (elapsed / 60.0))
-        moved = abs(vram_bytes - before) > ACTIVE_VRAM_RATIO * max(vram_bytes, before)
+        moved = vram_bytes != before and abs(vram_bytes - before) > ACTIVE_VRAM_RATIO * max(vram_bytes, before)
         if oom or moved or compute > ACTIVE_COMPUTE_RATIO * self.reference:
             self.active_at = at
         self.vram_bytes, self.seen_at = vram_bytes, at
