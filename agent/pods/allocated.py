@@ -98,14 +98,15 @@ class AllocatedDevices:
         self._loop = asyncio.get_running_loop()
         pause, complaint = EVERY_SECONDS, ""
         while True:
-            problem = why_absent(self._socket)
+            problem = absent = why_absent(self._socket)
             try:
-                if not problem:
+                if not absent:
                     await self._ask()
             except KubeletError as error:
                 problem = str(error)
-                if problem != complaint:
-                    _log.warning("kubelet_devices_unknown", error=problem, then="the last answer stays")
+            # A node whose kubelet has no such socket is no trouble, as long as there never was one.
+            if problem not in {"", complaint} and (self._answer is not None or not absent):
+                _log.warning("kubelet_devices_unknown", error=problem, then="the last answer stays")
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS) if problem and problem == complaint else EVERY_SECONDS
             complaint = problem
             await self._rest(pause, may_hurry=not problem)

@@ -28,7 +28,8 @@ class FollowedPods:
 
     def pods(self) -> Mapping[str, KnownPod] | None:
         """Return the worker pods by UID; what the kubelet last told stays until the API server has told its own."""
-        told = self._watch.pods() if self._watch is not None else None
+        watch = self._watch
+        told = watch.pods() if watch is not None else None
         return told if told is not None or self._local is None else self._local.pods()
 
     def exits(self) -> tuple[Exit, ...]:

@@ -236,7 +236,8 @@ async def test_the_last_answer_stays_while_the_kubelet_is_away_and_a_new_one_rep
             kubelet.refuses, kubelet.allocations = None, (given("web", GPU_B),)
             await until(lambda: devices(source) == {("uid-web", "main"): (GPU_B,)})
             await kubelet.stop()
-    assert [line["event"] for line in lines] == ["devices_followed", "kubelet_devices_unknown"]
+    told = [line["error"] for line in lines if line["event"] == "kubelet_devices_unknown"]
+    assert (len(told), "UNAVAILABLE" in told[-1]) == (len(set(told)), True)
 
 
 async def test_without_a_socket_nothing_is_asked_and_notes_stand(tmp_path: Path) -> None:
@@ -245,6 +246,18 @@ async def test_without_a_socket_nothing_is_asked_and_notes_stand(tmp_path: Path)
     async with running(allocated):
         assert devices(source) == {("uid-web", "main"): (GPU_B,)}
     assert (allocated.asked, allocated.answer()) == (0, None)
+
+
+async def test_a_socket_that_goes_away_is_told_and_one_that_never_was_is_not(tmp_path: Path) -> None:
+    never = AllocatedDevices(tmp_path / "never.sock")
+    allocated = AllocatedDevices(tmp_path / POD_RESOURCES)
+    with structlog.testing.capture_logs() as lines:
+        async with running(never, allocated):
+            async with kubelet_in(tmp_path, pods=False):
+                await until(lambda: allocated.answer() is not None)
+            await until(lambda: len(lines) == 2)
+    assert [line["event"] for line in lines] == ["devices_followed", "kubelet_devices_unknown"]
+    assert "is not there" in lines[1]["error"]
 
 
 async def test_a_question_that_is_not_answered_blocks_nobody_who_asks_for_pods(tmp_path: Path) -> None:
