@@ -26,6 +26,7 @@ class PlacedPods(PodSource):
         self._read: tuple[_Pods | None, Answer | None] = (None, None)
         self._pods: _Pods | None = None
         self._seen: dict[str, int] = {}
+        self._waits = False
 
     def pods(self) -> Mapping[str, KnownPod] | None:
         """Return the source's pods with the kubelet's devices; the same object as long as nothing changed."""
@@ -36,7 +37,10 @@ class PlacedPods(PodSource):
             self._allocated.want()
         if pods is not before_pods or answer is not before:
             self._read = (pods, answer)
-            self._place(pods, answer)
+            # The same devices again are the same object, and mean something new only to pods that waited for an answer.
+            same = before is not None and answer is not None and answer.devices is before.devices
+            if pods is not before_pods or not same or self._waits:
+                self._place(pods, answer)
         return self._pods
 
     def _meet(self, pods: _Pods) -> None:
@@ -45,6 +49,8 @@ class PlacedPods(PodSource):
         self._seen = {uid: self._seen.get(uid, asked) for uid in pods}
 
     def _place(self, pods: _Pods | None, answer: Answer | None) -> None:
+        number = answer.number if answer is not None else 0
+        self._waits = any(asked >= number for asked in self._seen.values())
         if pods is None or answer is None or not answer.devices:
             self._pods = pods
             return

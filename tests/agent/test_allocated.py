@@ -124,6 +124,15 @@ def test_a_pod_that_came_after_the_question_waits_for_the_next_answer() -> None:
     assert devices(source) == {("new", "main"): (GPU_B,)}
 
 
+def test_a_pod_that_waited_is_given_what_the_next_answer_says_though_it_says_the_same() -> None:
+    asked = answered(given("web-0", GPU_A), asked=1, number=1)
+    source = PlacedPods(Pods(pod("web-0", uid="new")), asked)
+    assert devices(source) == {("new", "main"): ()}
+    assert asked._answer is not None
+    asked._answer = Answer(2, asked._answer.devices)
+    assert devices(source) == {("new", "main"): (GPU_A,)}
+
+
 def test_a_static_pod_stays_one_pod_under_both_of_its_uids() -> None:
     source = PlacedPods(Pods(pod("web", **{"kubernetes.io/config.hash": "f" * 32})), answered(given("web", GPU_A)))
     found = source.pods() or {}
