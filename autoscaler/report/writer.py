@@ -144,7 +144,8 @@ def _missing(model: str) -> MetricsHealth:
 def _staleness(passed: Passed, last_at: float) -> str:
     return (
         f"everything is held: the newest sample is of {timestamp(last_at)}, over {passed.fresh_seconds:.0f} s old; "
-        "is a worker running, and is its node's agent up and scraped?"
+        "is a worker running, and is its node's agent up and scraped? Use beyond a limit is no sample of demand: see "
+        "EnforcementInSync"
     )
 
 
