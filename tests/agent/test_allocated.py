@@ -18,10 +18,8 @@ from agent.kubelet.resources import Allocation
 from agent.kubelet.sockets import POD_RESOURCES
 from agent.model.samples import DeviceSample, NodeSample, Worker
 from agent.pods import allocated as allocating
-from agent.pods import known
 from agent.pods.allocated import AllocatedDevices, Answer, device_uuid, devices_of
 from agent.pods.directory import PodDirectory, QuotaPods
-from agent.pods.known import Places, node_pods
 from agent.pods.placed import PlacedPods
 from agent.pods.spec import KnownPod
 from agent.pods.table import Listing, PodTable
@@ -279,39 +277,3 @@ async def test_a_question_that_is_not_answered_blocks_nobody_who_asks_for_pods(t
             # In the thread of a tick, as in life.
             found = await asyncio.wait_for(asyncio.to_thread(devices, source), 1.0)
             assert found == {("uid-web", "main"): ()}
-
-
-# --- who is asked
-
-
-def test_a_file_that_is_named_goes_before_kubelet_and_api_server(tmp_path: Path) -> None:
-    (tmp_path / "pods.json").write_text(
-        '[{"uid": "u", "namespace": "chat", "name": "web", "labels": {"tensor-fusion.ai/enabled": "true"}}]'
-    )
-    places = Places(NODE, tmp_path / "pods.json", tmp_path, None)
-    pods = node_pods(places, QuotaPods(lambda: None), lambda: 0.0)
-    assert [set(source.pods() or ()) for source in pods.sources] == [{"u"}, set()]
-    assert [type(one.follower) for one in pods.followers] == [AllocatedDevices]
-    assert pods.exits is None
-
-
-def test_who_asks_nobody_knows_what_documents_name(tmp_path: Path) -> None:
-    pods = node_pods(Places(NODE), QuotaPods(lambda: None), lambda: 0.0)
-    assert (len(pods.sources), pods.followers, pods.exits) == (1, (), None)
-
-
-async def test_a_follower_that_ends_unforeseen_is_told_and_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "ANEW_SECONDS", 0.01)
-    begun = []
-
-    class Fragile:
-        async def run(self) -> None:
-            begun.append(1)
-            if len(begun) < 3:
-                raise KeyError("unforeseen")
-            await asyncio.Event().wait()
-
-    with structlog.testing.capture_logs() as lines:
-        async with running(known.Kept(Fragile())):
-            await until(lambda: len(begun) == 3)
-    assert [line["event"] for line in lines] == ["follower_ended", "follower_ended"]
