@@ -66,6 +66,8 @@ class ChosenBackend:
         self._order = order
         self._live_use = live_use
         self._rows: dict[WorkerKey, _Row] = {}
+        # Asked once: whether something speaks a Protocol costs more than all else that is asked of a worker in a tick.
+        self._heeders = {one.name: one for one in self.actuators if isinstance(one, HeedsToldUse)}
         self._now = 0.0
 
     @property
@@ -173,8 +175,7 @@ class ChosenBackend:
 
     def _heeder(self, key: WorkerKey) -> HeedsToldUse | None:
         row = self._rows.get(key)
-        holder: object = row.vram if row is not None else None
-        return holder if isinstance(holder, HeedsToldUse) else None
+        return self._heeders.get(row.vram.name) if row is not None and row.vram is not None else None
 
     def _row(self, worker: Worker, uuid: str, *, is_asked: bool = False) -> _Row:
         """Return who serves each part; for one that nobody serves is looked again now and then, as files appear late.

@@ -83,9 +83,11 @@ class Nearness:
         }
         # Those that were looked at longest ago stay in front.
         order = dict.fromkeys((*(uuid for uuid in self._heeding if uuid in near), *sorted(near)))
-        self._heeding = {
-            uuid: frozenset(key for key in applied if key[2] == uuid and self._backend.heeds(key)) for uuid in order
-        }
+        heeding: dict[str, list[WorkerKey]] = {uuid: [] for uuid in order}
+        for key in applied if near else ():
+            if key[2] in heeding and self._backend.heeds(key):
+                heeding[key[2]].append(key)
+        self._heeding = {uuid: frozenset(keys) for uuid, keys in heeding.items()}
 
     def look(self, uuid: str) -> None:
         """Look at a device's memory, and where it moved tell for every worker there what it holds."""
