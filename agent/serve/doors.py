@@ -11,10 +11,8 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
-import structlog
 from aiohttp import web
 
-_log = structlog.get_logger(__name__)
 MOST: Final = 128
 """Connections at a time; over it the oldest go first, as those who work here are done in moments."""
 LONGEST_SECONDS: Final = 60.0
@@ -112,9 +110,8 @@ class Arrivals:
                 ssl_handshake_timeout=self._handshake_seconds,
                 ssl_shutdown_timeout=GOODBYE_SECONDS,
             )
-        except OSError as error:
-            _log.debug("no_handshake", error=str(error))
-            return
+        except OSError:
+            return  # A stranger, who must not be able to fill a log either.
         if secured is None or secured.is_closing():
             return
         handler = self._server()

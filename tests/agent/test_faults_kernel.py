@@ -100,7 +100,7 @@ def test_a_kill_at_any_step_of_a_release_leaves_no_reservation_and_takes_none_fr
     tmp_path: Path, ending: Callable[[Kernel], None]
 ) -> None:
     for stop_at in range(1000):
-        node, agent = begun(tmp_path / str(stop_at), BEFORE, AFTER)
+        node, agent = begun(tmp_path / str(stop_at), AFTER)
         node.gone.add("a")
         ending(node)
         with stopping(Steps(node.check, stop_at)) as steps:
@@ -124,7 +124,7 @@ def test_a_container_that_is_restarted_in_its_pod_leaves_no_reservation_at_any_k
     tmp_path: Path, is_removed: bool
 ) -> None:
     for stop_at in range(1000):
-        node, agent = begun(tmp_path / str(stop_at), BEFORE, AFTER)
+        node, agent = begun(tmp_path / str(stop_at), AFTER)
         first = node.leaves["a"]
         if is_removed:
             node.cut("a", pod=False)
@@ -144,7 +144,7 @@ def test_a_container_that_is_restarted_in_its_pod_leaves_no_reservation_at_any_k
 
 
 def test_a_container_that_is_restarted_in_its_pod_is_held_by_the_next_tick_of_the_same_agent(tmp_path: Path) -> None:
-    node, agent = begun(tmp_path, BEFORE, AFTER)
+    node, agent = begun(tmp_path, AFTER)
     node.cut("a", pod=False)
     node.grow("a", "second")
     node.tick(agent)

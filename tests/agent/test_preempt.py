@@ -109,13 +109,6 @@ def test_exactly_the_wanted_are_frozen(root: Path, tmp_path: Path) -> None:
         assert frozen(root) == names
 
 
-def test_an_agent_that_is_killed_leaves_nobody_frozen_for_the_next(root: Path, tmp_path: Path) -> None:
-    Freezer(root, tmp_path / "state", lambda name: f"/{name[0]}").set(frozenset({ONE, TWO}))
-    assert frozen(root) == {"uid-a", "uid-b"}
-    Freezer(root, tmp_path / "state", lambda name: f"/{name[0]}").recover()
-    assert frozen(root) == set()
-
-
 def test_a_worker_of_unknown_cgroup_or_one_that_is_gone_is_left_running(root: Path, tmp_path: Path) -> None:
     freezer = Freezer(root, tmp_path / "state", lambda name: "" if name == ONE else "/nowhere")
     freezer.set(frozenset({ONE, TWO}))
