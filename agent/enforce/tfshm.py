@@ -30,6 +30,7 @@ from agent.enforce.tfshm_layout import (
     open_state,
     slots_named,
 )
+from agent.enforce.turnstile import Turnstile
 from agent.model.applied import Applied
 from agent.model.samples import Worker, WorkerKey
 from autoscaler.contract.keys import Effect
@@ -59,7 +60,7 @@ class TfshmActuator:
         """By the pod's namespace and name, as its file lies."""
         self._restored = 0
         self._others: dict[WorkerKey, int] = {}
-        self._lock = threading.RLock()
+        self._lock = Turnstile()
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
 
@@ -80,13 +81,12 @@ class TfshmActuator:
         return Capabilities(Effect.IMMEDIATE, Effect.NEXT_ALLOC)
 
     def observe(self, worker: Worker, uuid: str) -> Observed:
-        """Return the limits in the file."""
-        with self._lock:
-            bucket = self._bucket(worker, uuid)
-            if bucket is None:
-                return Observed()
-            limit_bytes = bucket.vram_limit_bytes
-            return Observed(bucket.tflops, limit_bytes if limit_bytes < UNLIMITED_BYTES else None)
+        """Return the limits in the file; without the lock, as the heart's thread changes nothing that is read here."""
+        bucket = self._bucket(worker, uuid)
+        if bucket is None:
+            return Observed()
+        limit_bytes = bucket.vram_limit_bytes
+        return Observed(bucket.tflops, limit_bytes if limit_bytes < UNLIMITED_BYTES else None)
 
     def apply(self, worker: Worker, quota: DeviceQuota, parts: frozenset[Part]) -> Applied:
         """Write the limits; compute acts within half a second, VRAM at the next allocation."""
@@ -170,8 +170,8 @@ class TfshmActuator:
 
         `idle`: everywhere, also where nobody took anything when it was looked at last.
         """
-        at, wall = self._clock(), self._wall()
-        with self._lock:
+        with self._lock.first():
+            at, wall = self._clock(), self._wall()
             for file in self._files.values():
                 if idle or not file.is_idle:
                     file.keep(at, wall)
