@@ -38,9 +38,9 @@ from agent.model.samples import (
     WorkerKey,
 )
 from agent.quotas.audit import changes
-from agent.quotas.check import Capacity, Denial, check_document, refuse
+from agent.quotas.check import Denial, check_document, refuse
 from agent.quotas.generations import Generations
-from agent.quotas.states import device_infos, worker_states
+from agent.quotas.states import capacities, device_infos, worker_states
 from agent.quotas.store import QuotaStore, StoreError
 from autoscaler.contract.keys import Effect
 from autoscaler.contract.quota import DevicesStatus, QuotaDocument, QuotaStatus, Refusal
@@ -82,7 +82,7 @@ class _Scene:
 
 
 class Agent:
-    """One node. Ticks and documents exclude each other; reading the state waits for neither."""
+    """One node. Ticks, looks between them and documents exclude each other; reading the state waits for none."""
 
     def __init__(self, node: str, parts: Parts, timer: Callable[[], float] = time.perf_counter) -> None:
         """Take up the stored quotas; the first tick puts them into force again.
@@ -150,7 +150,7 @@ class Agent:
         """
         with self._lock:
             self._contact_at = now
-            refusal = check_document(document, self.node, self._document, self._capacities())
+            refusal = check_document(document, self.node, self._document, capacities(self._devices, self._parts.gpus))
             if refusal is not None:
                 return refusal
             before = self._document
@@ -290,11 +290,5 @@ class Agent:
         exporter.render(report)
 
     def _tflops(self) -> dict[str, float]:
-        return {uuid: capacity.tflops for uuid, capacity in self._capacities().items() if capacity.tflops is not None}
-
-    def _capacities(self) -> dict[str, Capacity]:
-        found = {}
-        for uuid, device in self._devices.items():
-            row = self._parts.gpus.lookup(device.model)
-            found[uuid] = Capacity(device.vram_total_bytes or None, row.tflops * device.mig_fraction if row else None)
-        return found
+        known = capacities(self._devices, self._parts.gpus)
+        return {uuid: capacity.tflops for uuid, capacity in known.items() if capacity.tflops is not None}

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from agent.govern.pool import Share
 from agent.gpus import GpuTable
 from agent.model.applied import Applied
-from agent.model.samples import Attribution, NodeSample, Worker, WorkerId, WorkerKey
+from agent.model.samples import Attribution, DeviceSample, NodeSample, Worker, WorkerId, WorkerKey
+from agent.quotas.check import Capacity
 from autoscaler.contract.quota import DeviceInfo, DeviceStatus, WorkerStatus
 
 _NO_QUOTA = "NoQuota: neither a document nor an annotation gives this worker amounts"
@@ -46,6 +47,15 @@ def worker_states(
         WorkerStatus(one.pod_uid, one.namespace, one.pod, one.workload, tuple(devices[name]), one.container, one.qos)
         for name, one in sorted(workers.items(), key=lambda item: item[0])
     )
+
+
+def capacities(devices: Mapping[str, DeviceSample], gpus: GpuTable) -> dict[str, Capacity]:
+    """Return what documents may ask of each device, by UUID, from what it showed last."""
+    found = {}
+    for uuid, device in devices.items():
+        row = gpus.lookup(device.model)
+        found[uuid] = Capacity(device.vram_total_bytes or None, row.tflops * device.mig_fraction if row else None)
+    return found
 
 
 def device_infos(sample: NodeSample, gpus: GpuTable) -> tuple[DeviceInfo, ...]:
