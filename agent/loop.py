@@ -22,7 +22,7 @@ from agent.enforce.transition import Enforcer
 from agent.evidence.witness import Signs, Throttled, Witness
 from agent.export.exporter import Exporter
 from agent.govern.lending import Lending
-from agent.govern.pool import Claim, Layout, Room, Share, claims, govern, lay_out, rooms, within_limits
+from agent.govern.pool import Layout, Pool, Share, claims, lay_out, rooms, within_limits
 from agent.gpus import GpuTable
 from agent.model.applied import Applied
 from agent.model.exits import Exit
@@ -69,13 +69,11 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """The last tick: what was measured, what was governed from it (memory, then time), and what became of it."""
+    """The last tick: what was measured, what was governed from it, and what became of it."""
 
     sample: NodeSample
     attribution: Attribution
     workers: tuple[Worker, ...]
-    governed: tuple[tuple[Claim, ...], dict[str, Room]]
-    granted: tuple[Share, ...]
     shares: tuple[Share, ...]
     applied: Mapping[WorkerKey, Applied]
     unasked: Mapping[WorkerKey, Applied]
@@ -96,6 +94,7 @@ class Agent:
         self._lock = threading.Lock()
         self._scene: _Scene | None = None
         self._layout: Layout | None = None
+        self._pool = Pool()
         self._lending, self._signs = Lending(), Signs(parts.witness, parts.exits, parts.throttled)
         self._devices: dict[str, DeviceSample] = {}
         self._placed, self._generations = Placed(), Generations()
@@ -228,10 +227,7 @@ class Agent:
         in_force = before.applied if before is not None else {}
         wanted = claims(layout, attribution, self._lending.working_bytes(layout, attribution, totals))
         wanted = within_limits(wanted, in_force, backend.observe)
-        room_of = rooms(sample, wanted)
-        # Memory moves less often than time: what it was governed from is mostly what it was the tick before.
-        same = before is not None and before.governed == (wanted, room_of)
-        granted = before.granted if before is not None and same else govern(wanted, room_of)
+        granted = self._pool.govern(wanted, rooms(sample, wanted))
         shares = self._lending.share_time(layout, granted, attribution, in_force, tflops)
         started = self._timer()
         # First what others changed since: what was cut or replaced must not be called in force.
@@ -242,7 +238,7 @@ class Agent:
         if self._parts.preempting is not None:
             self._parts.preempting.turn(sample, attribution, shares, applied, tflops)
         self._count(self._parts.enforcer.take_attempts(), self._timer() - started)
-        scene = _Scene(sample, attribution, workers, (wanted, room_of), granted, shares, applied, unasked)
+        scene = _Scene(sample, attribution, workers, shares, applied, unasked)
         self._scene = scene
         if self._parts.nearness is not None:
             self._parts.nearness.note(applied)

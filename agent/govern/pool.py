@@ -161,16 +161,35 @@ def govern(wanted: Sequence[Claim], room_of: Mapping[str, Room]) -> tuple[Share,
     work needs, then limits; all but the first by QoS, critical first, and inside a level so that the largest surplus
     gives first. A device with room for every limit gives them all. No result depends on the order of the claims.
     """
-    vram = [claim.quota.vram_limit_bytes for claim in wanted]
-    by_device: dict[str, list[int]] = {}
-    for place, claim in enumerate(wanted):
-        by_device.setdefault(claim.quota.uuid, []).append(place)
-    for uuid, places in by_device.items():
-        if uuid in room_of:
-            divided = _divide([wanted[place] for place in places], room_of[uuid])
-            for place, share_bytes in zip(places, divided, strict=True):
-                vram[place] = share_bytes
-    return tuple(map(_share, wanted, vram))
+    return Pool().govern(wanted, room_of)
+
+
+class Pool:
+    """Governs as `govern` does, tick after tick; a device on which nothing moved keeps its shares."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[list[Claim], Room | None, tuple[Share, ...]]] = {}
+
+    def govern(self, wanted: Sequence[Claim], room_of: Mapping[str, Room]) -> tuple[Share, ...]:
+        """Return the shares of all claims, in the claims' order."""
+        by_device: dict[str, list[int]] = {}
+        for place, claim in enumerate(wanted):
+            by_device.setdefault(claim.quota.uuid, []).append(place)
+        before, self._kept = self._kept, {}
+        shares: dict[int, Share] = {}
+        for uuid, places in by_device.items():
+            claimed, room = [wanted[place] for place in places], room_of.get(uuid)
+            kept = before.get(uuid)
+            if kept is None or kept[1] != room or kept[0] != claimed:
+                kept = claimed, room, _shared(claimed, room)
+            self._kept[uuid] = kept
+            shares.update(zip(places, kept[2], strict=True))
+        return tuple([shares[place] for place in range(len(wanted))])
+
+
+def _shared(wanted: Sequence[Claim], room: Room | None) -> tuple[Share, ...]:
+    limits = [claim.quota.vram_limit_bytes for claim in wanted] if room is None else _divide(wanted, room)
+    return tuple(map(_share, wanted, limits))
 
 
 def rooms(sample: NodeSample, wanted: Sequence[Claim]) -> dict[str, Room]:

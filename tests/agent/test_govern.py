@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.govern.pool import Claim, Room, govern, lay_out, rooms, within_limits
+from agent.govern.pool import Claim, Pool, Room, govern, lay_out, rooms, within_limits
 from agent.govern.pool import claims as claims_of
 from agent.model.applied import Applied
 from agent.model.samples import Attribution, DeviceSample, NodeSample, Worker, WorkerUse
@@ -46,6 +46,40 @@ def test_memory_in_use_stays_even_when_the_limit_shrank_below_it():
     shares = govern([claim("a", 10, 20, used=50), claim("b", 10, 60)], {GPU: Room(100)})
     assert vram(shares) == [50, 50]
     assert shares[0].reason.startswith("VRAMInUse: ")
+
+
+TICKS = st.lists(
+    st.tuples(
+        st.lists(
+            st.tuples(
+                st.sampled_from("abc"), st.sampled_from(["GPU-a", "GPU-b"]), st.integers(0, 3), st.integers(3, 9)
+            ),
+            unique_by=lambda drawn: drawn[:2],
+        ),
+        st.dictionaries(st.sampled_from(["GPU-a", "GPU-b"]), st.builds(Room, st.integers(10, 12), st.integers(0, 1))),
+    ),
+    min_size=2,
+    max_size=5,
+)
+
+
+@given(TICKS)
+def test_what_is_kept_of_devices_where_nothing_moved_is_what_would_be_found_anew(ticks):
+    pool = Pool()
+    for drawn, room_of in ticks:
+        wanted = [
+            Claim(worker(name), DeviceQuota(uuid, 1.0, 2.0, used, limit), used) for name, uuid, used, limit in drawn
+        ]
+        assert pool.govern(wanted, room_of) == govern(wanted, room_of)
+
+
+def test_a_device_where_nothing_moved_keeps_its_shares():
+    other = DeviceQuota("GPU-b", 10.0, 20.0, 5, 9)
+    room_of, pool = {GPU: Room(100), "GPU-b": Room(100)}, Pool()
+    first = pool.govern([claim("a", 10, 40), Claim(worker("b"), other, 1)], room_of)
+    second = pool.govern([claim("a", 10, 40), Claim(worker("b"), other, 2)], room_of)
+    assert second[0] is first[0]
+    assert second[1] is not first[1]
 
 
 def held(claim: Claim, in_force: int | None, *, known: bool) -> int | None:

@@ -36,9 +36,9 @@ class Fleet:
         (root / "pods.json").write_text(json.dumps([self._pod(*name) for name in self.names]), encoding="utf-8")
 
     def stir(self, period_us: int = 500) -> None:
-        """Give every active process new use, a tenth new memory; one in a hundred begins or ends its work."""
+        """Give every active process new use, one in fifty new memory; one in a hundred begins or ends its work."""
         for load in self.loads.values():
-            load.vram_bytes = self.random.randrange(GIB) if self.random.random() < 0.1 else load.vram_bytes
+            load.vram_bytes = self.random.randrange(GIB) if self.random.random() < 0.02 else load.vram_bytes
             load.is_active ^= self.random.random() < 0.01
         most = 180 // self.workers
         processes = tuple(
