@@ -111,7 +111,8 @@ def running(fleet: Fleet, shm: Path) -> Iterator[tuple[psutil.Process, int]]:
         "--vram-backends": "tfshm",
     }
     command = [sys.executable, "-m", "agent", "run", *(str(part) for option in options.items() for part in option)]
-    variables = os.environ | fleet.standin.environment() | {"TF_AGENT_ASK_KUBELET": "false"}
+    # MALLOC_ARENA_MAX as in the agent's image.
+    variables = os.environ | fleet.standin.environment() | {"TF_AGENT_ASK_KUBELET": "false", "MALLOC_ARENA_MAX": "1"}
     with (root / "log").open("wb") as log, subprocess.Popen(command, env=variables, stdout=log, stderr=log) as agent:
         try:
             until = time.monotonic() + 60
