@@ -96,6 +96,7 @@ def _real(settings: AgentSettings, gpus: GpuTable, store: QuotaStore, pods: Node
         nearness=Nearness(source, directory, backend, live_use)
         if isinstance(backend, HearingBackend) and settings.watch_seconds
         else None,
+        shrink_below_use=settings.shrink_below_use,
     )
 
 
@@ -163,6 +164,7 @@ def _simulated(settings: AgentSettings, gpus: GpuTable) -> Assembled:
         exporter=Exporter(gpus, settings.render_seconds),
         gpus=gpus,
         witness=simulation,
+        shrink_below_use=settings.shrink_below_use,
     )
     if settings.lockstep:
         render = RenderClock()

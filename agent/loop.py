@@ -50,7 +50,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an agent is made of; `source_stats` and `witness` are None where the source has none."""
+    """What an agent is made of; `source_stats` and `witness` are None where the source has none.
+
+    `shrink_below_use`: a VRAM limit below what is in use is put into force all the same.
+    """
 
     source: DeviceSource
     directory: ProcessDirectory
@@ -65,6 +68,7 @@ class Parts:
     throttled: Callable[[], Throttled] | None = None
     preempting: Preempting | None = None
     nearness: Nearness | None = None
+    shrink_below_use: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +230,7 @@ class Agent:
         before, backend = self._scene, self._parts.enforcer.backend
         in_force = before.applied if before is not None else {}
         wanted = claims(layout, attribution, self._lending.working_bytes(layout, attribution, totals))
-        wanted = within_limits(wanted, in_force, backend.observe)
+        wanted = within_limits(wanted, in_force, backend.observe, forced=self._parts.shrink_below_use)
         granted = self._pool.govern(wanted, rooms(sample, wanted))
         shares = self._lending.share_time(layout, granted, attribution, in_force, tflops)
         started = self._timer()

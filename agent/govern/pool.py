@@ -115,15 +115,22 @@ def claims(
 
 
 def within_limits(
-    wanted: tuple[Claim, ...], applied: Mapping[WorkerKey, Applied], observe: Callable[[Worker, str], Observed]
+    wanted: tuple[Claim, ...],
+    applied: Mapping[WorkerKey, Applied],
+    observe: Callable[[Worker, str], Observed],
+    *,
+    forced: bool = False,
 ) -> tuple[Claim, ...]:
     """Return the claims with no more memory held than a limit let them have: what was taken past it was never granted.
 
     What is held already may be kept, so the limit in force counts where it is above the one that is asked for.
     `applied` has it as of the last tick; of a worker that is new there, `observe` tells what an earlier run left.
+    `forced`: nothing above the limit that is asked for may be kept.
     """
     if all((claim.vram_used_bytes or 0) <= claim.quota.vram_limit_bytes for claim in wanted):
         return wanted
+    if forced:
+        return tuple([_holding(claim, claim.quota.vram_limit_bytes) for claim in wanted])
     return tuple([_within_limits(claim, applied, observe) for claim in wanted])
 
 
@@ -135,9 +142,12 @@ def _within_limits(
         return claim
     before = applied.get((*claim.worker.id, uuid))
     in_force = (before.observed if before is not None else observe(claim.worker, uuid)).vram_limit_bytes
-    return (
-        claim if in_force is None else msgspec.structs.replace(claim, vram_used_bytes=min(used, max(asked, in_force)))
-    )
+    return claim if in_force is None else _holding(claim, max(asked, in_force))
+
+
+def _holding(claim: Claim, most_bytes: int) -> Claim:
+    used = claim.vram_used_bytes
+    return claim if used is None or used <= most_bytes else msgspec.structs.replace(claim, vram_used_bytes=most_bytes)
 
 
 def _documented(

@@ -168,6 +168,26 @@ def test_going_around_a_limit_is_shown_and_the_quota_counts_as_applied_all_the_s
     assert sorted(values) == ["0.0", "1.0"]
 
 
+@pytest.mark.parametrize(("forced", "limit_gib"), [(False, 2), (True, 1)])
+def test_a_limit_below_what_is_in_use_stops_at_the_use_unless_it_is_forced(tmp_path, script, forced, limit_gib):
+    live_use, gpus = LastUse(), load_gpu_table()
+    backend = SimulatedBackend(live_use, tmp_path / "limits", shrink_below_use=forced)
+    parts = Parts(
+        *(script, script, Enforcer(backend), live_use, QuotaStore(tmp_path), Exporter(gpus, 0), gpus),
+        shrink_below_use=forced,
+    )
+    agent = Agent("n1", parts)
+    agent.tick(0.0)
+    entry = WorkerQuota("uid-a", "ns", "a", "a", QoS.LOW, (DeviceQuota("GPU-0", 1.0, 50.0, GIB, GIB),))
+    agent.put(QuotaDocument(1, 1, "n1", (entry,)), 1.0)
+    agent.tick(2.0)
+    found = states(agent.state())["a"]
+    assert found.observed.vram_used_bytes == 2 * GIB
+    assert found.observed.vram_limit_bytes == limit_gib * GIB
+    assert found.applied == forced
+    assert ("VRAMInUse" in found.reason) != forced
+
+
 def test_seconds_in_which_a_backend_held_a_worker_back_are_counted(tmp_path, script):
     live_use, gpus = LastUse(), load_gpu_table()
     enforcer = Enforcer(SimulatedBackend(live_use, tmp_path / "limits"))
