@@ -119,9 +119,7 @@ class Agent:
             try:
                 sample = self._sample(now)
             except SourceError:
-                # Who is stopped is stopped for what is measured; while nothing is, nobody may stay so.
-                if self._parts.preempting is not None:
-                    self._parts.preempting.close()
+                self.let_go()
                 raise
             directory = AtTick(self._parts.directory)
             previous = self._scene.attribution if self._scene is not None else None
@@ -201,10 +199,17 @@ class Agent:
         """Whether the devices were read and the stored quotas put into force at least once."""
         return self._scene is not None
 
-    def close(self) -> None:
-        """Release the devices; what is in force stays, nobody stays frozen."""
+    def let_go(self) -> None:
+        """Thaw everybody: who is stopped is stopped for what is measured, and while nothing is, nobody may stay so.
+
+        Waits for no tick, as one that hangs in the driver is a reason to call it.
+        """
         if self._parts.preempting is not None:
             self._parts.preempting.close()
+
+    def close(self) -> None:
+        """Release the devices; what is in force stays, nobody stays frozen."""
+        self.let_go()
         self._parts.enforcer.backend.close()
         self._parts.source.close()
 

@@ -26,6 +26,8 @@ from agent.settings import AgentSettings
 _log = structlog.get_logger(__name__)
 RENEWAL_SECONDS: Final = 60.0
 """Time between looks at the certificates' files: who issues them renews them days before they expire."""
+HANGING_SECONDS: Final = 3.0
+"""A tick that takes longer hangs in the driver: whoever is frozen is let go meanwhile."""
 
 
 async def serve(parts: Assembled, settings: AgentSettings, tls: ssl.SSLContext | None) -> None:
@@ -109,7 +111,13 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def tick_until(stop: asyncio.Event, agent: Agent, tick_seconds: float, watch_seconds: float) -> None:
+async def tick_until(
+    stop: asyncio.Event,
+    agent: Agent,
+    tick_seconds: float,
+    watch_seconds: float,
+    hanging_seconds: float = HANGING_SECONDS,
+) -> None:
     """Tick at a steady pace until told to stop, and between the ticks look after whoever is near a limit."""
     loop = asyncio.get_running_loop()
     due, complaint = loop.time(), ""
@@ -122,16 +130,21 @@ async def tick_until(stop: asyncio.Event, agent: Agent, tick_seconds: float, wat
             if patience < left and not stop.is_set():
                 await asyncio.to_thread(agent.watch)
         if not stop.is_set():
-            complaint = await _tick(agent, complaint)
+            complaint = await _tick(agent, complaint, hanging_seconds)
         if loop.time() > due + tick_seconds:
             agent.overran()
             due = loop.time()
 
 
-async def _tick(agent: Agent, complaint: str) -> str:
+async def _tick(agent: Agent, complaint: str, hanging_seconds: float) -> str:
     try:
         # The driver's clock stamps the samples with the time of day, so the ticks carry it too.
-        await asyncio.to_thread(agent.tick, time.time())  # noqa: TID251  the shell owns the clock
+        ticking = asyncio.create_task(asyncio.to_thread(agent.tick, time.time()))  # noqa: TID251  the shell owns the clock
+        done, _ = await asyncio.wait({ticking}, timeout=hanging_seconds)
+        if not done:
+            _log.error("tick_hangs", seconds=hanging_seconds, quotas="stay in force", frozen="nobody")
+            await asyncio.to_thread(agent.let_go)
+        await ticking
     except SourceError as error:
         if str(error) != complaint:
             _log.error("devices_unreadable", error=str(error), quotas="stay in force")

@@ -7,6 +7,7 @@ killed leaves nobody frozen: the next one thaws them all.
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,7 @@ class Freezer:
         self._frozen: dict[tuple[str, str], str] = {}
         self._to_thaw: set[str] = set()
         self._written: list[str] = []
+        self._lock = threading.Lock()
 
     def probe(self) -> Capabilities:
         """Return whether containers could be stopped here: `immediate` is a stop, no share."""
@@ -54,7 +56,11 @@ class Freezer:
         self._written_down()
 
     def set(self, wanted: frozenset[tuple[str, str]]) -> None:
-        """Have exactly these workers frozen; what can't be frozen is told and left running."""
+        """Have exactly these workers frozen; what can't be frozen is told and left running. From any thread."""
+        with self._lock:
+            self._set(wanted)
+
+    def _set(self, wanted: frozenset[tuple[str, str]]) -> None:
         self._to_thaw |= {self._frozen.pop(name) for name in self._frozen.keys() - wanted}
         self._thaw()
         for name in wanted - self._frozen.keys():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from agent.enforce.freeze import Freezer
 from agent.govern.pool import Share
 from agent.govern.preempt import REST_SECONDS, STOP_SECONDS, Stop, Use, preempt
 from agent.model.samples import Worker
+from agent.run import tick_until
 from autoscaler.contract.keys import QoS
 from autoscaler.contract.quota import DeviceQuota
 
@@ -114,3 +118,33 @@ def test_a_worker_of_unknown_cgroup_or_one_that_is_gone_is_left_running(root: Pa
     freezer.set(frozenset({ONE, TWO}))
     assert freezer.frozen == frozenset()
     assert frozen(root) == set()
+
+
+class Hanging:
+    """An agent whose first tick hangs, as in a driver that does not answer, until everybody is let go."""
+
+    is_watching = False
+
+    def __init__(self) -> None:
+        self.let = threading.Event()
+        self.ticks: list[bool] = []
+
+    def tick(self, _now: float) -> None:
+        self.ticks.append(self.let.wait(20.0))
+
+    def let_go(self) -> None:
+        self.let.set()
+
+    def overran(self) -> None:
+        pass
+
+
+async def test_while_a_tick_hangs_nobody_stays_frozen() -> None:
+    agent, stop = Hanging(), asyncio.Event()
+    running = asyncio.create_task(tick_until(stop, agent, 0.05, 0.0, hanging_seconds=0.05))
+    deadline = time.monotonic() + 20.0
+    while len(agent.ticks) < 2 and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    stop.set()
+    await running
+    assert agent.ticks[:2] == [True, True]
