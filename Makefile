@@ -36,8 +36,9 @@ check: $(READY)  ## Format, lint, types, layers, generated files
 	$(BIN)/tf-autoscaler crds --docs --check docs/reference
 	@$(if $(HELM),$(HELM) lint --quiet --strict $(CHART),echo 'helm is not found (HELM names it): the chart is not linted')
 
+# Two at a time, as many tests wait for real processes; a file's tests share what they started.
 pytest: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(READY)  ## Measure; the numbers belong into docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks
