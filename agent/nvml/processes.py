@@ -47,14 +47,10 @@ def list_processes(
     calls: Calls, device: Asked, now: float, active: frozenset[int], before: Listed | None
 ) -> Listed | None:
     """Return the processes of a device, None where it can't list them; `active` are those that compute now."""
-    known = calls.ask(device, "nvmlDeviceGetComputeRunningProcesses_v3")
-    if known is None:
+    read = _computing(calls, device)
+    if read is None:
         return None
-    try:
-        clients = calls.insist(device, "nvmlDeviceGetMPSComputeRunningProcesses_v3") or {}
-    except UnansweredError:
-        return None
-    computing = _joined(known, clients)
+    computing, clients = read
     graphics, graphics_at = _graphics(calls, device, now, before, active - computing.keys())
     names = _names(calls, device, computing, (before.names if before is not None else None) or {})
     servers = frozenset(pid for pid, name in names.items() if name.rpartition("/")[2] == MPS_SERVER)
@@ -71,6 +67,12 @@ def list_memory(calls: Calls, device: Asked, before: Listed) -> Listed | None:
 
     Only the lists of those that compute are read, and who they are is left for the next full look.
     """
+    read = _computing(calls, device)
+    return None if read is None else replace(before, vram_by_pid=_joined(before.graphics or {}, read[0]))
+
+
+def _computing(calls: Calls, device: Asked) -> tuple[Mapping[int, int | None], Mapping[int, int | None]] | None:
+    """Return who computes, with the VRAM each one holds, and those of them who are MPS's clients; None: not listed."""
     known = calls.ask(device, "nvmlDeviceGetComputeRunningProcesses_v3")
     if known is None:
         return None
@@ -78,7 +80,7 @@ def list_memory(calls: Calls, device: Asked, before: Listed) -> Listed | None:
         clients = calls.insist(device, "nvmlDeviceGetMPSComputeRunningProcesses_v3") or {}
     except UnansweredError:
         return None
-    return replace(before, vram_by_pid=_joined(before.graphics or {}, _joined(known, clients)))
+    return _joined(known, clients), clients
 
 
 def uses_of(
