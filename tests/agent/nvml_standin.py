@@ -7,12 +7,19 @@ subprocess.run([...], env=os.environ | standin.environment())
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pynvml
+
+if TYPE_CHECKING:
+    import pytest
 
 SOURCE = Path(__file__).with_name("nvml_standin.c")
 STATE_VARIABLE = "NVML_STANDIN_STATE"
@@ -115,6 +122,12 @@ class NvmlStandIn:
     def environment(self) -> dict[str, str]:
         """Variables under which a program finds the stand-in as NVIDIA's library."""
         return {"LD_LIBRARY_PATH": str(self.lib_dir), STATE_VARIABLE: str(self.state_file)}
+
+    def take_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be what nvidia-ml-py has loaded, in this process and for this test."""
+        monkeypatch.setenv(STATE_VARIABLE, str(self.state_file))
+        monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(self.shared_object)))
+        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
 
     def write(self, state: State) -> None:
         """Replace the state at once; the library reads it with its next call."""

@@ -64,9 +64,7 @@ class Tree:
 def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NvmlStandIn:
     made = NvmlStandIn(tmp_path)
     made.write(State(devices=(Device(GPU, total_bytes=24 * GIB),)))
-    monkeypatch.setenv("NVML_STANDIN_STATE", str(made.state_file))
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(made.shared_object)))
-    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    made.take_place(monkeypatch)
     return made
 
 

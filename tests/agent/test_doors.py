@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -17,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from agent.serve.doors import LONGEST_SECONDS, MOST, MOST_HANDSHAKES, Arrivals, watch
+from tests.agent.certificates import needs_openssl, self_signed
 
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
 PATIENCE_SECONDS = 30.0
 HANDSHAKE_SECONDS = 0.3
 
@@ -26,9 +24,7 @@ HANDSHAKE_SECONDS = 0.3
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificate")
-    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=agent"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "agent.key", "-out", "agent.pem"]
-    subprocess.run(["openssl", "req", "-x509", *options, *names], cwd=folder, check=True, capture_output=True)
+    self_signed(folder, "agent")
     return folder
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pynvml
 import pytest
 import structlog
 from hypothesis import given
@@ -112,9 +110,7 @@ def test_however_the_book_of_reservations_was_damaged_none_is_leaked(
 ) -> None:
     standin = NvmlStandIn(tmp_path)
     standin.write(State((Device(GPU, total_bytes=TOTAL),)))
-    monkeypatch.setenv("NVML_STANDIN_STATE", str(standin.state_file))
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(standin.shared_object)))
-    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    standin.take_place(monkeypatch)
     node = Kernel(tmp_path, ("a", "b"))
     around = Surroundings(
         lambda _worker, _uuid: Observed(), lambda _uuid: None, lambda _uuid: None, node.root / "state",

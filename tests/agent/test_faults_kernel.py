@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pynvml
 import pytest
 import structlog
 
@@ -30,9 +28,7 @@ LOOK_SECONDS = 31.0
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     standin = NvmlStandIn(tmp_path)
     standin.write(State((Device(GPU, total_bytes=TOTAL),)))
-    monkeypatch.setenv("NVML_STANDIN_STATE", str(standin.state_file))
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(standin.shared_object)))
-    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    standin.take_place(monkeypatch)
     with structlog.testing.capture_logs():
         yield
 

@@ -7,7 +7,6 @@ back when the error ends.
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import re
 import shutil
@@ -207,9 +206,7 @@ class Card:
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NvmlStandIn]:
     standin = NvmlStandIn(tmp_path)
-    monkeypatch.setenv("NVML_STANDIN_STATE", str(standin.state_file))
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(standin.shared_object)))
-    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    standin.take_place(monkeypatch)
     with structlog.testing.capture_logs():
         yield standin
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import inspect
 import re
 import subprocess
@@ -15,7 +14,6 @@ from types import FrameType
 from typing import Any
 
 import aiohttp
-import pynvml
 import pytest
 import structlog
 from aiohttp.test_utils import TestServer
@@ -77,9 +75,7 @@ def test_no_tick_starts_a_process_with_every_actuator_but_mps_at_work(
 ) -> None:
     standin = NvmlStandIn(tmp_path)
     standin.write(State((Device(GPU, total_bytes=TOTAL),)))
-    monkeypatch.setenv("NVML_STANDIN_STATE", str(standin.state_file))
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(standin.shared_object)))
-    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    standin.take_place(monkeypatch)
     node = Kernel(
         tmp_path, ("a", "b", "c", "d"), with_freezer=True,
         compute=("tfshm", "hamicore"), vram=("dmem", "tfshm", "hamicore"),

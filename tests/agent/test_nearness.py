@@ -7,7 +7,6 @@ for, are within the limit.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -109,9 +108,7 @@ class Node:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     standin = NvmlStandIn(tmp_path)
-    monkeypatch.setenv("NVML_STANDIN_STATE", str(standin.state_file))
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(standin.shared_object)))
-    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    standin.take_place(monkeypatch)
     made = Node(tmp_path, standin)
     yield made
     made.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -46,9 +45,7 @@ def load(tmp_path, monkeypatch) -> Callable[..., NvmlStandIn]:
 
     def place(*without: str) -> NvmlStandIn:
         standin = NvmlStandIn(tmp_path, without)
-        monkeypatch.setenv("NVML_STANDIN_STATE", str(standin.state_file))
-        monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(standin.shared_object)))
-        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+        standin.take_place(monkeypatch)
         return standin
 
     return place

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pynvml
 import pytest
 
 from agent.nvml.arrays import Arrays
-from tests.agent.nvml_standin import GIB, NOT_AVAILABLE, STATE_VARIABLE, Device, Error, NvmlStandIn, Process, State
+from tests.agent.nvml_standin import GIB, NOT_AVAILABLE, Device, Error, NvmlStandIn, Process, State
 
 NAMES = {
     "process": "nvmlDeviceGetComputeRunningProcesses_v3",
@@ -23,9 +21,7 @@ ONE = (Device("GPU-a"),)
 def load(tmp_path, monkeypatch):
     def place(*without):
         standin = NvmlStandIn(tmp_path, without)
-        monkeypatch.setenv(STATE_VARIABLE, str(standin.state_file))
-        monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(standin.shared_object)))
-        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+        standin.take_place(monkeypatch)
         standin.write(State(ONE))
         pynvml.nvmlInit()
         return standin

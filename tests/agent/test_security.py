@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,17 +25,16 @@ from agent.serve.server import AgentApi, tls_context
 from agent.settings import AgentSettings
 from autoscaler.contract.quota import MAX_BODY_BYTES, QUOTAS_PATH, QuotaDocument, QuotaStatus, Refusal
 from tests.agent import scenes
+from tests.agent.certificates import needs_openssl, self_signed
 from tests.agent.test_access import NODE, Clock, Reviewer, document
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+pytestmark = needs_openssl
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificate")
-    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=agent"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "agent.key", "-out", "agent.pem"]
-    subprocess.run(["openssl", "req", "-x509", *options, *names], cwd=folder, check=True, capture_output=True)
+    self_signed(folder, "agent")
     return folder
 
 

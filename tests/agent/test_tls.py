@@ -16,10 +16,9 @@ from agent.run import renew_certificates
 from agent.serve.server import AgentApi, tls_context
 from agent.settings import AgentSettings
 from tests.agent import scenes
+from tests.agent.certificates import needs_openssl, self_signed
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("openssl") is None, reason="needs the openssl command to make certificates"
-)
+pytestmark = needs_openssl
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +26,7 @@ def certificates(tmp_path_factory):
     """Self-signed: each certificate is its own authority."""
     directory = tmp_path_factory.mktemp("certificates")
     for name in ("server", "client", "stranger"):
-        options = [
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            f"/CN={name}",
-        ]
-        names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
-        subprocess.run(["openssl", "req", "-x509", *options, *names], cwd=directory, check=True, capture_output=True)
+        self_signed(directory, name)
     return directory
 
 
