@@ -29,9 +29,7 @@ class Preempting:
         tflops: Mapping[str, float],
     ) -> None:
         """Stop and let go, once a tick."""
-        uses = {
-            (use.worker.pod_uid, use.worker.container, use.uuid): use for use in attribution.uses if use.uuid in tflops
-        }
+        uses = {key: use for key, use in attribution.by_key.items() if use.uuid in tflops}
         known = {
             key: Use(
                 None if use.compute_ratio is None else use.compute_ratio * tflops[use.uuid],

@@ -89,8 +89,8 @@ class Enforcer:
         """Return what holds of those who use a device without a share of it; who asks for it later disturbs nobody."""
         return {
             key: Applied(self.capabilities.vram, self.backend.observe(use.worker, use.uuid))
-            for use in attribution.uses
-            if (key := (use.worker.pod_uid, use.worker.container, use.uuid)) not in applied
+            for key, use in attribution.by_key.items()
+            if key not in applied
         }
 
     def _standing(self, key: WorkerKey, share: Share, vram_total_bytes: Mapping[str, int]) -> Applied | None:
